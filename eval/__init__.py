@@ -1,0 +1,1 @@
+"""Evaluation of policies; it shadows the builtin `eval`, so write `from eval.rouge import …`."""

@@ -1,0 +1,228 @@
+"""Small SVG plots as text: no dependency, no request, coloured by the page's CSS for light and dark alike.
+
+Each function returns one `<svg>` with a `<title>` and an `aria-label`. Sizes are in pixels of the `viewBox`; the
+page scales it. Classes: `grid`, `axis`, `ref` (reference line), `line`, `bar` (interval), `dot`, `main`,
+`second`, `name`. Coordinates are rounded to a tenth of a pixel, so the same data give the same bytes.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from eval.text import signed
+
+Points = Sequence[Sequence[float | None]]
+MAX_POINTS = 400  # drawn per line; the data stay whole in report.json
+
+
+def ticks(low: float, high: float, count: int = 4) -> list[float]:
+    """About `count` round numbers from at most `low` to at least `high`."""
+    if high <= low:
+        low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
+    raw = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(k * step, 12) for k in range(first, last + 1)]
+
+
+def tick_text(value: float, marks: Sequence[float]) -> str:
+    """A tick's label with the decimals that its step needs; thousands and millions are shortened."""
+    step = abs(marks[1] - marks[0]) if len(marks) > 1 else abs(value) or 1.0
+    top = max(abs(m) for m in marks)
+    for size, unit in ((1e6, "M"), (1e3, "k")):
+        if top >= 10 * size or (top >= size and step >= size / 10):
+            return f"{value / size:g}{unit if value else ''}".replace("-", "−")
+    decimals = max(0, -math.floor(math.log10(step) + 1e-9))
+    if round(step, decimals) != round(step, 12):
+        decimals += 1
+    return f"{value:.{decimals}f}".replace("-", "−")
+
+
+def line_chart(
+    lines: Sequence[tuple[str, Points]],
+    title: str,
+    x_label: str = "step",
+    target: float | None = None,
+    size: tuple[int, int] = (250, 168),
+) -> str:
+    """Lines over x, the first in the accent colour, the others grey; `target` is a dashed horizontal line.
+
+    A point is [x, y]; `None` in y leaves a gap.
+    """
+    shown = [(name, _thin(points)) for name, points in lines]
+    finite = [(p[0], p[1]) for _, points in shown for p in points if p[1] is not None]
+    xs = [x for x, _ in finite] or [0.0, 1.0]
+    ys = [y for _, y in finite] + ([] if target is None else [target]) or [0.0, 1.0]
+    margin = (max(ys) - min(ys)) * 0.06 or abs(ys[0]) * 0.1 or 1.0
+    low, high = min(ys) - margin, max(ys) + margin
+    width, height = size
+    box = _Box(40, 6, width - 12, height - 34, min(xs), max(xs), low, high)
+    y_marks = [y for y in ticks(low, high) if low <= y <= high]
+    x_marks = [x for x in ticks(box.x0, box.x1, 2) if box.x0 <= x <= box.x1 * (1 + 1e-9)]
+    parts = [_axes(box, x_marks, y_marks, x_label, height)]
+    if target is not None:
+        y = box.y(target)
+        parts.append(f'<line class="ref" x1="{box.left}" x2="{box.right}" y1="{y}" y2="{y}"/>')
+    for i, (_, points) in reversed(list(enumerate(shown))):
+        parts.append(f'<path class="line {"second" if i else "main"}" d="{_path(box, points)}"/>')
+    ends = [f"{name} {_trend(points)}" for name, points in shown]
+    return _svg(title, f"{title}: " + "; ".join(ends), size, parts)
+
+
+def forest_plot(rows: Sequence[Mapping[str, Any]], title: str, width: int = 460) -> str:
+    """Dot and interval of each row's win rate against ½; a row: `label`, `rate`, `low`, `high` in [0, 1], `main`."""
+    row_height, top = 40, 8
+    height = top + row_height * len(rows) + 30
+    left, right = 8, width - 8
+    box = _Box(left, top, right, height - 26, 0.0, 1.0, 0.0, 1.0)
+    parts = []
+    for k in range(5):
+        x, style = box.x(k / 4), "ref" if k == 2 else "grid"
+        anchor = {0: "start", 4: "end"}.get(k, "middle")
+        parts.append(f'<line class="{style}" x1="{x}" x2="{x}" y1="{top}" y2="{box.bottom}"/>')
+        parts.append(f'<text x="{x}" y="{height - 10}" text-anchor="{anchor}">{25 * k} %</text>')
+    for i, row in enumerate(rows):
+        y = top + row_height * i
+        style = "main" if row.get("main") else "second"
+        numbers = f"{100 * row['rate']:.1f} % ({100 * row['low']:.1f}–{100 * row['high']:.1f})"
+        parts.append(f'<text class="name halo" x="{left}" y="{y + 13}">{escape(row["label"])}</text>')
+        parts.append(f'<text class="num halo" x="{right}" y="{y + 13}" text-anchor="end">{numbers}</text>')
+        a, b, m = box.x(row["low"]), box.x(row["high"]), box.x(row["rate"])
+        parts.append(f'<line class="bar {style}" x1="{a}" x2="{b}" y1="{y + 26}" y2="{y + 26}"/>')
+        parts.append(f'<circle class="dot {style}" cx="{m}" cy="{y + 26}" r="5"/>')
+    label = "; ".join(f"{r['label']} {100 * r['rate']:.1f} %" for r in rows)
+    return _svg(title, f"{title}: {label}", (width, height), parts)
+
+
+def scatter(
+    points: Sequence[Mapping[str, Any]], title: str, x_label: str, size: tuple[int, int] = (460, 300)
+) -> str:
+    """Named points with intervals both ways. Point: `label`, `x`, `y` (`mean`, `low`, `high`), `main`."""
+    width, height = size
+    xs = [v for p in points for v in _ends(p["x"])] + [0.0]
+    ys = [v for p in points for v in _ends(p["y"])]
+    x_marks, y_marks = ticks(min(xs), max(xs)), ticks(min(ys), max(ys))
+    box = _Box(46, 12, width - 14, height - 40, x_marks[0], x_marks[-1], y_marks[0], y_marks[-1])
+    parts = [_axes(box, x_marks, y_marks, x_label, height)]
+    used: list[tuple[float, float]] = []
+    for p in sorted(points, key=lambda p: (-p["y"]["mean"], p["label"])):
+        x, y, style = box.x(p["x"]["mean"]), box.y(p["y"]["mean"]), "main" if p.get("main") else "second"
+        (xa, xb), (ya, yb) = _ends(p["x"]), _ends(p["y"])
+        parts.append(f'<line class="bar thin {style}" x1="{box.x(xa)}" x2="{box.x(xb)}" y1="{y}" y2="{y}"/>')
+        parts.append(f'<line class="bar thin {style}" x1="{x}" x2="{x}" y1="{box.y(ya)}" y2="{box.y(yb)}"/>')
+        parts.append(f'<circle class="dot {style}" cx="{x}" cy="{y}" r="5"/>')
+        to_left = x > box.left + 0.6 * (box.right - box.left)
+        text_y = y - 9
+        while any(abs(text_y - other) < 14 and abs(x - at) < 150 for at, other in used):
+            text_y += 14  # names of points that lie together stand below one another
+        used.append((x, text_y))
+        anchor, dx = ("end", -9) if to_left else ("start", 9)
+        name = escape(p["label"])
+        parts.append(
+            f'<text class="name halo" x="{x + dx:.1f}" y="{text_y:.1f}" text-anchor="{anchor}">{name}</text>'
+        )
+    label = "; ".join(f"{p['label']} at {signed(p['x']['mean'])}, {signed(p['y']['mean'])}" for p in points)
+    return _svg(title, f"{title}: {label}", size, parts)
+
+
+def accuracy_bar(model: Mapping[str, Any], title: str, width: int = 460) -> str:
+    """Accuracy with its interval on [0, 1], against chance and the labeler's own accuracy where known."""
+    height, y = 104, 52
+    box = _Box(8, 30, width - 8, 76, 0.0, 1.0, 0.0, 1.0)
+    accuracy = model["accuracy"]
+    parts = [f'<line class="track" x1="{box.left}" x2="{box.right}" y1="{y}" y2="{y}"/>']
+    marks = [("chance", model.get("chance")), ("labeler", model.get("labeler_accuracy"))]
+    for name, value in marks:
+        if value is not None:
+            x = box.x(value)
+            anchor = "start" if x < 60 else "end" if x > width - 60 else "middle"
+            parts.append(f'<line class="ref" x1="{x}" x2="{x}" y1="34" y2="72"/>')
+            text = f"{name} {100 * value:.1f} %"
+            parts.append(f'<text x="{x}" y="88" text-anchor="{anchor}">{text}</text>')
+    known = model.get("low") is not None and model.get("high") is not None
+    if known:
+        a, b = box.x(model["low"]), box.x(model["high"])
+        parts.append(f'<line class="bar main wide" x1="{a}" x2="{b}" y1="{y}" y2="{y}"/>')
+    x = box.x(accuracy)
+    parts.append(f'<circle class="dot main" cx="{x}" cy="{y}" r="6"/>')
+    anchor = "start" if x < 100 else "end" if x > width - 100 else "middle"
+    bounds = f" ({100 * model['low']:.1f}–{100 * model['high']:.1f})" if known else ""
+    text = f"accuracy {100 * accuracy:.1f} %{bounds}"
+    parts.append(f'<text class="name" x="{x}" y="22" text-anchor="{anchor}">{text}</text>')
+    said = [f"accuracy {100 * accuracy:.1f} %"] + [f"{n} {100 * v:.1f} %" for n, v in marks if v is not None]
+    return _svg(title, f"{title}: {', '.join(said)}", (width, height), parts)
+
+
+class _Box:
+    """The plotting area in pixels and the data it spans."""
+
+    def __init__(
+        self, left: float, top: float, right: float, bottom: float, x0: float, x1: float, y0: float, y1: float
+    ) -> None:
+        self.left, self.top, self.right, self.bottom = left, top, right, bottom
+        self.x0, self.x1 = (x0, x1) if x1 > x0 else (x0, x0 + 1)
+        self.y0, self.y1 = (y0, y1) if y1 > y0 else (y0, y0 + 1)
+
+    def x(self, value: float) -> float:
+        return round(self.left + (self.right - self.left) * (value - self.x0) / (self.x1 - self.x0), 1)
+
+    def y(self, value: float) -> float:
+        return round(self.bottom - (self.bottom - self.top) * (value - self.y0) / (self.y1 - self.y0), 1)
+
+
+def _axes(box: _Box, x_marks: Sequence[float], y_marks: Sequence[float], x_label: str, height: int) -> str:
+    """Grid lines and labels; the axis's name stands under its middle."""
+    parts = []
+    for value in y_marks:
+        y = box.y(value)
+        parts.append(f'<line class="grid" x1="{box.left}" x2="{box.right}" y1="{y}" y2="{y}"/>')
+        text = tick_text(value, y_marks)
+        parts.append(f'<text x="{box.left - 7}" y="{y + 4:.1f}" text-anchor="end">{text}</text>')
+    for value in x_marks:
+        x, text = box.x(value), tick_text(value, x_marks)
+        parts.append(f'<line class="axis" x1="{x}" x2="{x}" y1="{box.bottom}" y2="{box.bottom + 4}"/>')
+        parts.append(f'<text x="{x}" y="{box.bottom + 16}" text-anchor="middle">{text}</text>')
+    middle = round((box.left + box.right) / 2, 1)
+    parts.append(
+        f'<text class="note" x="{middle}" y="{height - 3}" text-anchor="middle">{escape(x_label)}</text>'
+    )
+    return "".join(parts)
+
+
+def _path(box: _Box, points: Points) -> str:
+    """SVG path; a missing value lifts the pen."""
+    out, down = [], False
+    for x, y, *_ in points:
+        if x is None or y is None:
+            down = False
+            continue
+        out.append(f"{'L' if down else 'M'}{box.x(x)} {box.y(y)}")
+        down = True
+    return "".join(out)
+
+
+def _thin(points: Points) -> list[Sequence[float | None]]:
+    """At most about MAX_POINTS of the points, first and last kept."""
+    step = -(-len(points) // MAX_POINTS) or 1
+    kept = list(points[::step])
+    if points and (len(points) - 1) % step:
+        kept.append(points[-1])
+    return kept
+
+
+def _trend(points: Points) -> str:
+    values = [p[1] for p in points if p[1] is not None]
+    return f"from {signed(values[0])} to {signed(values[-1])}" if values else "has no value"
+
+
+def _ends(summary: Mapping[str, Any]) -> tuple[float, float]:
+    """The interval, or the mean twice where there is none."""
+    low, high = summary.get("low"), summary.get("high")
+    return (summary["mean"], summary["mean"]) if low is None or high is None else (low, high)
+
+
+def _svg(title: str, label: str, size: tuple[int, int], parts: Sequence[str]) -> str:
+    head = f'<svg viewBox="0 0 {size[0]} {size[1]}" role="img" aria-label="{escape(label)}">'
+    return f"{head}<title>{escape(title)}</title>{''.join(parts)}</svg>"

@@ -1,0 +1,143 @@
+"""The report's stylesheet: system fonts, one accent colour, light and dark by preference, phone to print."""
+
+CSS = """\
+:root {
+  color-scheme: light dark;
+  --page: #fcfbf9; --panel: #f4f2ed; --ink: #1c2126; --dim: #646c74; --rule: #dedbd4;
+  --accent: #1c5d99; --other: #878e95; --lost: #a8672a; --warn: #7a5200; --warn-page: #fcf2da;
+  --serif: Charter, "Bitstream Charter", "Iowan Old Style", "Source Serif 4", Georgia, "DejaVu Serif", serif;
+  --sans: ui-sans-serif, system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;
+  --mono: ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace;
+}
+@media (prefers-color-scheme: dark) {
+  :root {
+    --page: #14171a; --panel: #1d2125; --ink: #e4e3df; --dim: #99a0a7; --rule: #33383d;
+    --accent: #78b4ec; --other: #7f868d; --lost: #d99a5b; --warn: #f0cd86; --warn-page: #2b2412;
+  }
+}
+* { box-sizing: border-box; }
+html { -webkit-text-size-adjust: 100%; text-size-adjust: 100%; }
+body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.55 var(--sans); }
+main { max-width: 1060px; margin: 0 auto; padding: 56px 28px 96px; }
+h1, h2, .headline { font-family: var(--serif); font-weight: 600; text-wrap: balance; }
+.unbroken { white-space: nowrap; }
+h1 { font-size: 1.15rem; margin: 0; color: var(--dim); font-weight: 500; }
+h2 { font-size: 1.5rem; line-height: 1.25; margin: 0 0 14px; }
+h3 { font-size: 1rem; margin: 30px 0 10px; }
+h4 { font-size: .8125rem; margin: 0 0 6px; color: var(--dim); font-weight: 600; }
+p { margin: 0 0 14px; max-width: 72ch; }
+section { margin-top: 60px; }
+.eyebrow { font-size: .8125rem; color: var(--dim); margin-bottom: 6px; }
+.headline { font-size: clamp(1.4rem, 1rem + 2vw, 2.1rem); line-height: 1.28; margin: 16px 0 0;
+  max-width: 34em; font-weight: 500; }
+.dim, .note { color: var(--dim); }
+.note { font-size: .8125rem; }
+.calm { margin-top: 26px; color: var(--dim); }
+
+.warnings { margin-top: 34px; background: var(--warn-page); border-radius: 6px; padding: 18px 22px; }
+.warnings h2 { font: 600 .9375rem/1.4 var(--sans); color: var(--warn); margin-bottom: 6px; }
+.warnings ul { margin: 0; padding-left: 1.15em; }
+.warnings li { margin: 4px 0; max-width: 76ch; }
+.warnings li::marker { color: var(--warn); }
+
+.scroll { overflow-x: auto; margin: 0 0 14px; }
+table { border-collapse: collapse; width: 100%; font-size: .875rem; font-variant-numeric: tabular-nums; }
+th, td { padding: 9px 14px; text-align: right; vertical-align: top; border-bottom: 1px solid var(--rule); }
+td { white-space: nowrap; }
+th { font-weight: 500; }
+thead th { color: var(--dim); font-size: .8125rem; vertical-align: bottom; border-bottom-color: var(--other); }
+th:first-child, td:first-child { text-align: left; padding-left: 0; }
+th:last-child, td:last-child { padding-right: 0; }
+tbody th { min-width: 9.5em; }
+td small, th small { display: block; color: var(--dim); font-size: .75rem; font-weight: 400; }
+caption { caption-side: bottom; text-align: left; color: var(--dim); font-size: .8125rem; padding-top: 10px; }
+.matrix { width: auto; }
+.matrix thead th { max-width: 7.5em; }
+.matrix tbody th { min-width: 0; max-width: 9em; }
+.matrix td, .matrix th { padding: 10px 12px; vertical-align: middle; }
+.matrix td:last-child { padding-right: 12px; }
+.matrix .won { background: color-mix(in srgb, var(--accent) var(--tint), transparent); }
+.matrix .lost { background: color-mix(in srgb, var(--lost) var(--tint), transparent); }
+.matrix .self { color: var(--dim); text-align: center; }
+.facts { width: auto; }
+.facts td { white-space: normal; overflow-wrap: anywhere; }
+
+.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr)); gap: 28px 48px;
+  align-items: start; margin-bottom: 26px; }
+.pair > * { min-width: 0; }
+.pair > section + section .facts { margin-top: 22px; }
+figure { margin: 0; max-width: 500px; }
+figcaption { font-size: .8125rem; color: var(--dim); margin-top: 8px; max-width: 62ch; }
+.multiples { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 222px), 1fr)); gap: 30px 28px; }
+.multiples figcaption { display: flex; flex-wrap: wrap; justify-content: space-between; gap: 0 12px; margin: 0 0 4px; }
+.multiples figcaption b { color: var(--ink); font-weight: 600; overflow-wrap: anywhere; }
+.stage { flex-basis: 100%; font-size: .75rem; }
+.last { font-variant-numeric: tabular-nums; color: var(--accent); }
+.key { display: inline-block; width: 14px; height: 3px; border-radius: 2px; margin: 0 5px 3px 8px; }
+.key.main { background: var(--accent); }
+.key.second { background: var(--other); }
+
+svg { display: block; width: 100%; height: auto; overflow: visible; font: 11px var(--sans); }
+svg text { fill: var(--dim); font-variant-numeric: tabular-nums; }
+svg .name { fill: var(--ink); font-size: 12.5px; }
+svg .num { fill: var(--ink); font-size: 12px; }
+svg .halo { paint-order: stroke; stroke: var(--page); stroke-width: 4px; stroke-linejoin: round; }
+.grid { stroke: var(--rule); stroke-width: 1; }
+.axis { stroke: var(--other); stroke-width: 1; }
+.ref { stroke: var(--ink); stroke-width: 1; stroke-dasharray: 3 3; opacity: .7; }
+.track { stroke: var(--rule); stroke-width: 6; stroke-linecap: round; }
+.line { fill: none; stroke-width: 1.8; stroke-linejoin: round; stroke-linecap: round; }
+.bar { stroke-width: 3; stroke-linecap: round; }
+.bar.thin { stroke-width: 1.6; }
+.bar.wide { stroke-width: 6; opacity: .55; }
+.line.main, .bar.main { stroke: var(--accent); }
+.line.second, .bar.second { stroke: var(--other); }
+.dot { stroke: var(--page); stroke-width: 1.5; }
+.dot.main { fill: var(--accent); }
+.dot.second { fill: var(--other); }
+
+.sample { margin: 30px 0 40px; }
+.sample h3 { margin: 0 0 6px; font-size: .875rem; font-weight: 500; }
+.number { font-weight: 700; margin-right: 4px; }
+.prompt, .text { font-family: var(--serif); white-space: pre-wrap; overflow-wrap: anywhere; }
+.prompt { color: var(--dim); max-width: 78ch; max-height: 15em; overflow-y: auto; margin-bottom: 14px; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 180px), 1fr)); gap: 12px; }
+.card { display: flex; flex-direction: column; background: var(--panel); border-radius: 6px; padding: 14px 16px 12px; }
+.card.main { box-shadow: inset 0 2px 0 var(--accent); }
+.card.main h4 { color: var(--accent); }
+.card .text { flex: 1; font-size: .9375rem; line-height: 1.5; margin: 0 0 12px; }
+.card .scores { font-size: .75rem; color: var(--dim); font-variant-numeric: tabular-nums; margin: 0; }
+
+dl { display: grid; grid-template-columns: minmax(9em, 13em) 1fr; 
+  gap: 10px 24px; margin: 0; font-size: .9375rem; }
+dt { font-weight: 600; }
+dd { margin: 0; max-width: 72ch; }
+details { border-top: 1px solid var(--rule); padding: 10px 0; margin-top: 10px; }
+summary { cursor: pointer; color: var(--accent); font-size: .875rem; }
+details[open] > summary { margin-bottom: 14px; }
+pre { background: var(--panel); border-radius: 6px; padding: 12px 14px; margin: 0 0 16px; overflow-x: auto;
+  font: .8125rem/1.5 var(--mono); max-height: 30em; }
+code { font: .8125rem var(--mono); }
+:focus-visible { outline: 2px solid var(--accent); outline-offset: 3px; border-radius: 3px; }
+
+@media (max-width: 600px) {
+  main { padding: 28px 18px 64px; }
+  section { margin-top: 44px; }
+  dl { grid-template-columns: 1fr; gap: 2px; }
+  dd { margin-bottom: 12px; }
+  tbody th { min-width: 7.5em; }
+}
+@media print {
+  :root { --page: #fff; --panel: #f5f4f1; --ink: #000; --dim: #505050; --rule: #ccc; --accent: #174f84;
+    --other: #777; --warn: #5c3d00; --warn-page: #fbf1da; color-scheme: light; }
+  * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
+  body { font-size: 10.5pt; }
+  main { max-width: none; padding: 0; }
+  section { margin-top: 26pt; }
+  h2, h3 { break-after: avoid; }
+  figure, .card, .sample h3, tr, .warnings { break-inside: avoid; }
+  .scroll { overflow: visible; }
+  th, td { padding: 5pt 6pt; }
+  pre, .prompt { max-height: none; white-space: pre-wrap; overflow: visible; }
+}
+"""

@@ -1,0 +1,341 @@
+"""The LightningDataModules of the three training stages, over records on disk, in an order that survives a kill.
+
+`SFTData` reads demonstrations, `PreferenceData` comparisons, `PromptData` prompts. Everything is read and checked when the
+command starts (`check`), before a model is loaded. Readers and record types are in `records.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytorch_lightning as L
+import torch
+from torch import Tensor
+
+from .models import encode, encode_continuation, load_tokenizer, pad_batch
+from .records import Comparison, DataError, read_comparisons, read_demonstrations, read_prompts
+from .tasks import Task, TaskTokens, task_tokens
+
+__all__ = ["Comparison", "DataError", "PreferenceData", "PromptData", "SFTData", "read_comparisons"]
+
+
+class PromptBatch(NamedTuple):
+    """Prompts of one rank's share of a global batch, B of them."""
+
+    tokens: Tensor  # (B, P) long: prefix + query + suffix, left-padded, as the policy sees them
+    mask: Tensor  # (B, P) bool
+    queries: list[list[int]]  # what the reward model sees: BOS + raw query
+    texts: list[str]
+    columns: dict[str, list[Any]]  # `reference` and every other column of the file
+
+
+class ComparisonBatch(NamedTuple):
+    """B comparisons of up to N responses each."""
+
+    tokens: Tensor  # (B * N, T) long: query + response, right-padded
+    mask: Tensor  # (B * N, T) bool; a row without a real token stands for no response
+    best: Tensor  # (B,) long
+
+
+class SFTBatch(NamedTuple):
+    """B demonstrations; the loss is over the response's tokens alone."""
+
+    tokens: Tensor  # (B, T) long: prefix + query + suffix + response, right-padded
+    mask: Tensor  # (B, T) bool: prompt and response
+    response: Tensor  # (B, T) bool: response
+
+
+class BatchLoader:
+    """A small iterable with a position: batches of a seeded shuffle, which a checkpoint stores and a resume goes on from.
+
+    (A plain DataLoader replays its first batches after a mid-epoch resume, and a subclass breaks under DDP.)
+
+    Args:
+        items: What is batched.
+        batch_size: Over all ranks.
+        collate: Items of this rank → batch.
+        num_batches: Batches an epoch, cycling through the items; None: one pass, the last batch may be smaller.
+        seed: Of the shuffle; None: no shuffle.
+        rank, world_size: This rank takes every world_size-th item of each global batch.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[Any],
+        batch_size: int,
+        collate: Callable[[list[Any]], Any],
+        num_batches: int | None = None,
+        seed: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.items, self.batch_size, self.collate = items, batch_size, collate
+        self.cycle = num_batches is not None
+        self.num_batches = num_batches if num_batches is not None else -(-len(items) // batch_size)
+        self.seed, self.rank, self.world_size = seed, rank, world_size
+        self.epoch = self.position = 0
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+    def _order(self, number: int) -> list[int]:
+        """The order of one pass through the items."""
+        if self.seed is None:
+            return list(range(len(self.items)))
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
+        return torch.randperm(len(self.items), generator=generator).tolist()
+
+    def indices(self, batch: int) -> list[int]:
+        """Item numbers of a global batch of this epoch."""
+        n, first = len(self.items), batch * self.batch_size
+        if not self.cycle:
+            return self._order(self.epoch)[first : first + self.batch_size]
+        passes = {p: self._order(p) for p in range(first // n, (first + self.batch_size - 1) // n + 1)}
+        return [passes[i // n][i % n] for i in range(first, first + self.batch_size)]
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in range(self.position, self.num_batches):
+            self.position = batch + 1
+            yield self.collate([self.items[i] for i in self.indices(batch)[self.rank :: self.world_size]])
+        self.position = 0
+        self.epoch += 1
+
+    def state_dict(self) -> dict[str, int]:
+        """Where it stands."""
+        return {"epoch": self.epoch, "position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from there."""
+        self.epoch, self.position = state["epoch"], state["position"]
+
+
+class StageData(L.LightningDataModule):
+    """What the three have in common: a tokenizer by model name, a task, a seed, files checked before anything is loaded."""
+
+    def __init__(self, tokenizer: str, task: Task, batch_size: int, seed: int) -> None:
+        super().__init__()
+        self.tokenizer_name, self.task, self.batch_size, self.seed = tokenizer, task, batch_size, seed
+        self.read_done = False
+
+    files: dict[str, str | None]
+
+    def check(self) -> list[str]:
+        """Every problem that can be told from the options and files alone, in words."""
+        problems = self.task.problems()
+        if self.batch_size < 1:
+            problems.append(f"data.batch_size: found {self.batch_size}, expected at least 1")
+        for option, path in self.files.items():
+            if path is not None and not Path(path).exists():
+                problems.append(f"data.{option}: {path}: no such file")
+        if not problems:
+            try:
+                self.read()
+            except DataError as error:
+                problems.append(str(error))
+        return problems
+
+    def read(self) -> None:
+        """Read the records into memory; raises DataError."""
+        raise NotImplementedError
+
+    def prepare_tokens(self) -> TaskTokens:
+        """Load the tokenizer once, and resolve the task with it."""
+        if not hasattr(self, "tokenizer"):
+            self.tokenizer = load_tokenizer(self.tokenizer_name)
+            self.resolved = task_tokens(self.task, self.tokenizer)
+        return self.resolved
+
+    def query_ids(self, text: Any, where: str) -> list[int]:
+        """A record's prompt as token ids, at most `query_length` of them. Raises DataError where it is longer."""
+        ids = encode(self.tokenizer, text)
+        if len(ids) > self.task.query_length:
+            raise DataError(f"{where}: field 'prompt': {len(ids)} tokens, expected at most task.query_length = {self.task.query_length}")
+        return ids
+
+    def loader(self, items: Sequence[Any], collate: Callable[[list[Any]], Any], shuffle: bool, num_batches: int | None = None) -> BatchLoader:
+        """A loader for this rank."""
+        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        return BatchLoader(items, self.batch_size, collate, num_batches, self.seed if shuffle else None, rank, world)
+
+
+def policy_prompt(query: list[int], resolved: TaskTokens) -> list[int]:
+    """Query as the policy sees it: prefix (with BOS) + query + suffix."""
+    return [*resolved.prefix, *query, *resolved.suffix]
+
+
+class SFTData(StageData):
+    """Demonstrations `{prompt, completion}` for supervised fine-tuning.
+
+    Args:
+        train: JSON lines of demonstrations.
+        tokenizer: Name of the model whose tokenizer is used.
+        task: The task (set once, at the top of the config).
+        val: Held-out demonstrations, or null.
+        batch_size: Demonstrations an optimizer step, over all devices.
+        seed: Of the order.
+    """
+
+    def __init__(self, train: str, tokenizer: str, task: Task, val: str | None = None, batch_size: int = 32, seed: int = 1) -> None:
+        super().__init__(tokenizer, task, batch_size, seed)
+        self.files = {"train": train, "val": val}
+
+    def read(self) -> None:
+        """Read both files."""
+        if not self.read_done:
+            self.records = {k: list(read_demonstrations(p)) if p else [] for k, p in self.files.items()}
+            self.read_done = True
+
+    def setup(self, stage: str | None = None) -> None:
+        """Tokenise."""
+        self.read()
+        resolved = self.prepare_tokens()
+        self.items = {
+            split: [
+                (policy_prompt(self.query_ids(r.prompt, f"{self.files[split]}: record {i}"), resolved), encode_continuation(self.tokenizer, r.completion))
+                for i, r in enumerate(records, 1)
+            ]
+            for split, records in self.records.items()
+        }
+
+    @staticmethod
+    def collate(rows: list[tuple[list[int], list[int]]]) -> SFTBatch:
+        """Pairs of prompt and response ids → batch."""
+        tokens, mask = pad_batch([p + r for p, r in rows], pad_id=0, side="right")
+        response = mask.clone()
+        for i, (prompt, _) in enumerate(rows):
+            response[i, : len(prompt)] = False
+        return SFTBatch(tokens, mask, response)
+
+    def train_dataloader(self) -> BatchLoader:
+        """Shuffled."""
+        return self.loader(self.items["train"], self.collate, shuffle=True)
+
+    def val_dataloader(self) -> BatchLoader | list[Any]:
+        """In file order; none where there is no file."""
+        return self.loader(self.items["val"], self.collate, shuffle=False) if self.items["val"] else []
+
+
+class PreferenceData(StageData):
+    """Comparisons for the reward model: `{prompt, responses, best}`, or pairs.
+
+    Args:
+        train: JSON lines of comparisons.
+        tokenizer: Name of the model whose tokenizer is used.
+        task: The task (set once, at the top of the config).
+        val: Held-out comparisons, or null.
+        batch_size: Comparisons an optimizer step, over all devices.
+        seed: Of the order.
+    """
+
+    def __init__(self, train: str, tokenizer: str, task: Task, val: str | None = None, batch_size: int = 32, seed: int = 1) -> None:
+        super().__init__(tokenizer, task, batch_size, seed)
+        self.files = {"train": train, "val": val}
+
+    def read(self) -> None:
+        """Read both files; every record must say which response is best."""
+        if self.read_done:
+            return
+        self.records: dict[str, list[Comparison]] = {}
+        for split, path in self.files.items():
+            self.records[split] = list(read_comparisons(path)) if path else []
+            for i, record in enumerate(self.records[split], 1):
+                if record.best is None:
+                    raise DataError(f"{path}: record {i}: field 'best': not there, expected a comparison with one best response")
+        self.read_done = True
+
+    def setup(self, stage: str | None = None) -> None:
+        """Tokenise."""
+        self.read()
+        self.items = {
+            split: [self.item(r, f"{self.files[split]}: record {i}") for i, r in enumerate(records, 1)]
+            for split, records in self.records.items()
+        }
+
+    def item(self, record: Comparison, where: str) -> tuple[list[int], list[list[int]], int]:
+        """A record → (query ids with BOS, ids of each response, best)."""
+        resolved = self.prepare_tokens()
+        from .models import bos_ids
+
+        del resolved
+        query = bos_ids(self.tokenizer) + self.query_ids(record.prompt, where)
+        assert record.best is not None
+        return query, [encode_continuation(self.tokenizer, r) for r in record.responses], record.best
+
+    @staticmethod
+    def collate(rows: list[tuple[list[int], list[list[int]], int]]) -> ComparisonBatch:
+        """Items → batch; a comparison with fewer responses than the batch's most is filled up with empty rows."""
+        most = max(len(responses) for _, responses, _ in rows)
+        flat: list[list[int]] = []
+        for query, responses, _ in rows:
+            flat += [query + r for r in responses] + [[]] * (most - len(responses))
+        tokens, mask = pad_batch(flat, pad_id=0, side="right")
+        return ComparisonBatch(tokens, mask, torch.tensor([best for _, _, best in rows]))
+
+    def train_dataloader(self) -> BatchLoader:
+        """Shuffled."""
+        return self.loader(self.items["train"], self.collate, shuffle=True)
+
+    def val_dataloader(self) -> BatchLoader | list[Any]:
+        """In file order; none where there is no file."""
+        return self.loader(self.items["val"], self.collate, shuffle=False) if self.items["val"] else []
+
+
+class PromptData(StageData):
+    """Prompts for PPO. Its train loader yields exactly ⌈total_episodes / batch_size⌉ global batches, cycling the prompts.
+
+    Args:
+        train: JSON lines of prompts.
+        tokenizer: Name of the model whose tokenizer is used.
+        task: The task (set once, at the top of the config).
+        batch_size: Episodes a PPO iteration, over all devices.
+        total_episodes: Episodes of the whole run; the lr schedule reads the same number.
+        seed: Of the order.
+    """
+
+    def __init__(
+        self, train: str, tokenizer: str, task: Task, batch_size: int = 512, total_episodes: int = 1_000_000, seed: int = 1
+    ) -> None:
+        super().__init__(tokenizer, task, batch_size, seed)
+        self.files = {"train": train}
+        self.total_episodes = total_episodes
+
+    @property
+    def iterations(self) -> int:
+        """PPO iterations of the run: ⌈total_episodes / batch_size⌉."""
+        return -(-self.total_episodes // self.batch_size)
+
+    def check(self) -> list[str]:
+        """As for every stage; and the episodes must be at least one batch."""
+        problems = super().check()
+        if self.total_episodes < self.batch_size:
+            problems.append(f"data.total_episodes: found {self.total_episodes}, expected at least data.batch_size = {self.batch_size}")
+        return problems
+
+    def read(self) -> None:
+        """Read the prompts."""
+        if not self.read_done:
+            self.records = list(read_prompts(str(self.files["train"])))
+            self.read_done = True
+
+    def setup(self, stage: str | None = None) -> None:
+        """Tokenise."""
+        self.read()
+        self.prepare_tokens()
+        self.items = [(r, self.query_ids(r.prompt, f"{self.files['train']}: record {i}")) for i, r in enumerate(self.records, 1)]
+
+    def collate(self, rows: list[tuple[Any, list[int]]]) -> PromptBatch:
+        """Items → batch."""
+        from .models import bos_ids, decode
+
+        bos = bos_ids(self.tokenizer)
+        tokens, mask = pad_batch([policy_prompt(q, self.resolved) for _, q in rows], pad_id=0, side="left")
+        texts = [r.prompt if isinstance(r.prompt, str) else decode(self.tokenizer, q) for r, q in rows]
+        keys = set().union(*({"reference", *r.meta} for r, _ in rows))
+        columns = {k: [r.reference if k == "reference" else r.meta.get(k) for r, _ in rows] for k in sorted(keys)}
+        return PromptBatch(tokens, mask, [bos + q for _, q in rows], texts, columns)
+
+    def train_dataloader(self) -> BatchLoader:
+        """Shuffled, ⌈total_episodes / batch_size⌉ batches."""
+        return self.loader(self.items, self.collate, shuffle=True, num_batches=self.iterations)

@@ -1,0 +1,104 @@
+"""Sampling: one prefill, a key-value cache, a seeded generator; and the truncation rule of 2019.
+
+Exactly `length` tokens are sampled and EOS does not stop (Ziegler et al. 2019). The seam for another engine is `sample`:
+what comes back is token ids and masks; the log-probabilities that PPO learns from are computed by `ppo.py` itself, with
+the function that the update uses, because a cached sampler's differ in the last digits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .models import position_ids
+
+
+def seed_for(seed: int, iteration: int, rank: int = 0) -> int:
+    """The sampling seed of one iteration on one rank: no random state has to be saved for a resume."""
+    return (seed * 1_000_003 + iteration * 9_973 + rank) % (2**63 - 1)
+
+
+@torch.no_grad()
+def sample(
+    model: Any,
+    tokens: Tensor,
+    mask: Tensor,
+    length: int,
+    temperature: float,
+    seed: int,
+    num_samples: int = 1,
+) -> Tensor:
+    """Sample `length` tokens after each prompt from softmax(logits / temperature) over the whole vocabulary.
+
+    Args:
+        model: A Hugging Face causal LM.
+        tokens: (B, P) left-padded prompts.
+        mask: (B, P) bool, True at real tokens; each row's last place is real.
+        length: Tokens to sample, R.
+        temperature: Above 0.
+        seed: Of the generator; the same seed and shapes give the same tokens.
+        num_samples: Responses a prompt, n; the prompt is read once.
+
+    Returns:
+        (B * n, R) long; rows of one prompt are adjacent.
+
+    Raises:
+        ValueError: A row that is not left-padded.
+    """
+    if not bool(mask[:, -1].all()):
+        raise ValueError("sample: a prompt's last place is padding, expected left-padded prompts of at least one token")
+    generator = torch.Generator(device=tokens.device).manual_seed(seed)
+    positions = position_ids(mask)
+    out = model(
+        input_ids=tokens, attention_mask=mask.long(), position_ids=positions, use_cache=True, logits_to_keep=1
+    )
+    cache, logits = out.past_key_values, out.logits[:, -1]
+    following = positions[:, -1:] + 1
+    if num_samples > 1:
+        cache.batch_repeat_interleave(num_samples)
+        logits, mask, following = (x.repeat_interleave(num_samples, 0) for x in (logits, mask, following))
+    one = torch.ones((mask.shape[0], 1), dtype=torch.bool, device=mask.device)
+    sampled = []
+    for step in range(length):
+        probabilities = torch.softmax(logits.float() / temperature, dim=-1)
+        token = torch.multinomial(probabilities, 1, generator=generator)  # (B n, 1)
+        sampled.append(token)
+        if step + 1 == length:
+            break
+        mask = torch.cat([mask, one], 1)
+        out = model(
+            input_ids=token,
+            attention_mask=mask.long(),
+            position_ids=following + step,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        logits = out.logits[:, -1]
+    return torch.cat(sampled, 1)
+
+
+def truncate(
+    responses: Tensor, truncate_token: int | None, truncate_after: int, pad_id: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Pad everything after the first truncate token at index >= truncate_after (Ziegler et al. 2019, §2.1).
+
+    Args:
+        responses: (B, R) long.
+        truncate_token: Its id, or None: nothing is cut and all is found.
+        truncate_after: First index, from 0, at which it counts.
+        pad_id: Fills what is cut off.
+
+    Returns:
+        tokens (B, R); mask (B, R) bool, True up to and with the truncate token (the whole row where there is none);
+        found (B,) bool.
+    """
+    if truncate_token is None:
+        return responses, torch.ones_like(responses, dtype=torch.bool), responses.new_ones(len(responses), dtype=torch.bool)
+    places = torch.arange(responses.shape[1], device=responses.device)
+    hit = (responses == truncate_token) & (places >= truncate_after)
+    found = hit.any(1)
+    last = torch.where(found, hit.long().argmax(1), responses.shape[1] - 1)
+    mask = places <= last.unsqueeze(1)
+    return torch.where(mask, responses, pad_id), mask, found

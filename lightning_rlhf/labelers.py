@@ -1,0 +1,113 @@
+"""Prompts → comparisons: the policy answers each prompt n times, and a simulated labeler picks the best (2019, mock study).
+
+The labeler sees what a human would: the truncated response as text. Its choice is the largest known reward.
+
+    lightning-rlhf labels -c configs/sentiment/labels.yaml -c configs/sentiment/stories260k/labels.yaml
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from .generation import sample, seed_for, truncate
+from .models import LM, decode, device_of, encode, find_lm, load_lm, pad_batch, run_context
+from .records import Prompt, read_prompts, write_jsonl
+from .runinfo import RunInfo
+from .scoring import call_reward, load_callable
+from .tasks import Task, TaskTokens, UsageError, task_tokens
+
+
+def answer(lm: LM, task: Task, resolved: TaskTokens, prompts: list[Any], seed: int, num_samples: int = 1) -> tuple[list[list[str]], list[list[list[int]]], list[list[bool]]]:
+    """Sample `num_samples` responses a prompt.
+
+    Args:
+        lm: The policy.
+        task, resolved: The task and its tokens.
+        prompts: Texts (or token ids).
+        seed: Of the generator.
+
+    Returns:
+        For each prompt and sample: the truncated text, the sampled token ids (untruncated), whether the truncate token is there.
+    """
+    device = device_of(lm.model)
+    rows = [[*resolved.prefix, *encode(lm.tokenizer, p), *resolved.suffix] for p in prompts]
+    tokens, mask = pad_batch(rows, 0, "left")
+    sampled = sample(lm.model, tokens.to(device), mask.to(device), task.response_length, task.temperature, seed, num_samples)
+    _, kept, found = truncate(sampled, resolved.truncate, task.truncate_after, 0)
+    ids = sampled.tolist()
+    texts = [decode(lm.tokenizer, r[:n], continuation=True) for r, n in zip(ids, kept.sum(1).tolist(), strict=True)]
+    group = lambda flat: [flat[i : i + num_samples] for i in range(0, len(flat), num_samples)]  # noqa: E731
+    return group(texts), group(ids), group(found.tolist())
+
+
+def label(
+    lm: str,
+    task: Task,
+    prompts: str,
+    output: str,
+    labeler: str = "known:sentiment",
+    num_samples: int = 4,
+    train: int | None = None,
+    val: int | None = None,
+    batch_size: int = 64,
+    precision: str = "auto",
+    seed: int = 1,
+) -> None:
+    """Collect comparisons: sample, let the labeler choose, write {train,val}.jsonl and the chosen ones as demonstrations.
+
+    Args:
+        lm: The policy that answers.
+        task: The task.
+        prompts: Folder with train.jsonl and val.jsonl.
+        output: Folder of the comparisons.
+        labeler: `known:NAME` or `module:function`; it picks the largest.
+        num_samples: Responses a prompt (4 in the paper).
+        train: Label so many training prompts; null: all.
+        val: Label so many validation prompts; null: all.
+        batch_size: Prompts at a time.
+        precision: `32`, `bf16`, or `auto`: bf16 where the hardware is fast at it.
+        seed: Of the sampling.
+
+    Raises:
+        UsageError, DataError: An option or a file is wrong; nothing has been sampled then.
+    """
+    if num_samples < 2:
+        raise UsageError(f"num_samples: found {num_samples}, expected at least 2")
+    reward = load_callable(labeler)
+    find_lm(lm)
+    limits = {"train": train, "val": val}
+    splits = {s: list(read_prompts(str(Path(prompts) / f"{s}.jsonl")))[:n] for s, n in limits.items()}
+    config = dict(lm=lm, task=vars(task), labeler=labeler, num_samples=num_samples, batch_size=batch_size, precision=precision)
+    info = RunInfo("labels", seed, config, [Path(prompts) / f"{s}.jsonl" for s in splits])
+    policy = load_lm(lm)
+    resolved = task_tokens(task, policy.tokenizer)
+    counts: dict[str, Any] = {}
+    for split, records in splits.items():
+        comparisons: list[dict[str, Any]] = []
+        bar = tqdm(total=len(records), desc=f"labels {split}", unit="prompt")
+        for first in range(0, len(records), batch_size):
+            batch = records[first : first + batch_size]
+            number = first // batch_size + (1_000_000 if split == "val" else 0)
+            with run_context(precision, policy.model):
+                texts, _, _ = answer(policy, task, resolved, [r.prompt for r in batch], seed_for(seed, number), num_samples)
+            comparisons += compare(reward, batch, texts)
+            bar.update(len(batch))
+        bar.close()
+        counts[split] = write_jsonl(Path(output) / f"{split}.jsonl", comparisons)
+        chosen = [{"prompt": c["prompt"], "completion": c["responses"][c["best"]]} for c in comparisons]
+        write_jsonl(Path(output) / f"demonstrations.{split}.jsonl", chosen)
+    info.write(output, figures=counts)
+    print(f"{output}: {counts['train']} train and {counts['val']} val comparisons, best of {num_samples} by {labeler}")
+
+
+def compare(reward: Any, prompts: list[Prompt], texts: list[list[str]]) -> list[dict[str, Any]]:
+    """Comparisons `{prompt, responses, best, labeler_scores}`: the labeler's choice is the first largest reward."""
+    made = []
+    for prompt, responses in zip(prompts, texts, strict=True):
+        scores = call_reward(reward, [prompt.prompt] * len(responses), responses, {})
+        row = {"prompt": prompt.prompt, "responses": responses, "best": scores.index(max(scores))}
+        made.append({**row, "labeler_scores": [round(s, 6) for s in scores], **{k: v for k, v in prompt.meta.items() if k == "id"}})
+    return made

@@ -1,0 +1,95 @@
+"""Optimizers and schedules: `AdamTF`, the update that the 2019 code used, and the linear anneal by examples seen.
+
+The 2019 code's Adam (TensorFlow's) adds epsilon *outside* the bias correction:
+
+    p <- p - lr * sqrt(1 - beta2^t) / (1 - beta1^t) * m / (sqrt(v) + eps)
+
+while `torch.optim.Adam` divides by sqrt(v / (1 - beta2^t)) + eps. At the paper's eps = 1e-5 the PyTorch form moves far
+more in the first steps. Choose by class path in the config: `lightning_rlhf.optim.AdamTF` or `torch.optim.Adam`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, cast
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+
+
+class AdamTF(torch.optim.Optimizer):
+    """Adam with epsilon outside the bias correction (TensorFlow 1's `AdamOptimizer`; Kingma & Ba 2015, end of §2).
+
+    Args:
+        params: Parameters or parameter groups.
+        lr: Learning rate, above 0.
+        betas: Decay of the first and the second moment, each in [0, 1).
+        eps: Added to sqrt(v), uncorrected.
+
+    Raises:
+        ValueError: An argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-5,
+    ) -> None:
+        if lr < 0:
+            raise ValueError(f"lr: found {lr}, expected 0 or more")
+        if eps < 0:
+            raise ValueError(f"eps: found {eps}, expected 0 or more")
+        if not (0 <= betas[0] < 1 and 0 <= betas[1] < 1):
+            raise ValueError(f"betas: found {tuple(betas)}, expected both in [0, 1)")
+        super().__init__(params, dict(lr=lr, betas=tuple(betas), eps=eps))
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One update of every parameter that has a gradient; returns the closure's loss, if there is a closure."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            beta1, beta2 = group["betas"]
+            params = [p for p in group["params"] if p.grad is not None]
+            for p in params:
+                if not self.state[p]:
+                    self.state[p]["step"] = torch.zeros((), dtype=torch.float32)
+                    self.state[p]["exp_avg"] = torch.zeros_like(p)
+                    self.state[p]["exp_avg_sq"] = torch.zeros_like(p)
+                self.state[p]["step"] += 1
+            by_step: dict[int, list[torch.Tensor]] = {}
+            for p in params:
+                by_step.setdefault(int(self.state[p]["step"]), []).append(p)
+            for t, same in by_step.items():
+                grads = [cast(torch.Tensor, p.grad) for p in same]
+                m = [self.state[p]["exp_avg"] for p in same]
+                v = [self.state[p]["exp_avg_sq"] for p in same]
+                torch._foreach_mul_(m, beta1)
+                torch._foreach_add_(m, grads, alpha=1 - beta1)
+                torch._foreach_mul_(v, beta2)
+                torch._foreach_addcmul_(v, grads, grads, value=1 - beta2)
+                denominator = torch._foreach_sqrt(v)
+                torch._foreach_add_(denominator, group["eps"])
+                size = group["lr"] * math.sqrt(1 - beta2**t) / (1 - beta1**t)
+                torch._foreach_addcdiv_(same, m, denominator, value=-size)
+        return loss
+
+
+def linear_anneal(optimizer: torch.optim.Optimizer, total: int) -> LambdaLR:
+    """lr_u = lr (1 - u / total) for step u = 0, 1, … (Ziegler et al. 2019); constant inside a PPO iteration.
+
+    Args:
+        optimizer: Its lr is scaled.
+        total: Number of steps of the schedule, at least 1.
+
+    Raises:
+        ValueError: `total` is below 1.
+    """
+    if total < 1:
+        raise ValueError(f"total: found {total}, expected at least 1")
+    return LambdaLR(optimizer, lambda step: max(0.0, 1.0 - step / total))

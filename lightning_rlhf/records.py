@@ -1,0 +1,811 @@
+"""Records on disk: comparisons, demonstrations, prompts, ratings and samples, read one at a time and checked.
+
+Files are JSON lines (`.gz` allowed; a directory or a glob of them too), one JSON array, CSV or Parquet.
+Whatever the layout of the labels (`FORMATS`), each comes out as a `Comparison`. A malformed record raises
+`DataError` with file, line, field, what was found and what was expected. A well-formed record that can
+train nothing (an empty side, identical sides, prompts that differ) is skipped and counted; too many of
+those raise as well.
+
+    reader = read_comparisons("labels.jsonl.gz")
+    comparisons = list(reader)
+    print(reader.format, reader.skipped)
+
+Sources: the label files of arXiv 1909.08593 (2019) and arXiv 2009.01325 (2020), the dialogues of arXiv
+2204.05862 (HH), and TRL's columns. Deviations: (1) the 2019 files' padding is stripped here, so that no
+later stage needs to know it; (2) 2020 pairs keep the order that the labeler saw (`best` is their `choice`),
+while pairs of `chosen` and `rejected` have the chosen one first.
+"""
+
+import csv
+import difflib
+import glob
+import gzip
+import hashlib
+import io
+import json
+import math
+import os
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import IO, Any, Generic, NamedTuple, NoReturn, TypeVar, cast
+
+Text = str | list[int] | list[dict]  # plain text, token ids, or messages {role, content}
+Reference = Text | list[str]  # a list of strings is several references
+PathLike = str | os.PathLike[str]
+Row = tuple[str, int, dict[str, Any]]  # "file:line", line, object
+T = TypeVar("T")
+
+PAD_2019 = 50259  # pads queries and samples in the label files of 2019
+HH_MARKER = "\n\nAssistant:"
+
+
+class DataError(ValueError):
+    """A record or file that cannot be used: `file:line: field 'name': found this, expected that`."""
+
+
+class _Unusable(Exception):
+    """A well-formed record that can train nothing; the message is the reason it is counted under."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A prompt and its judged responses. Of the judgements, those that the labels do not have are None.
+
+    best: index of the preferred response. ranks: 1 is best, ties allowed. ratings: a number for each
+    response. margin: of a pair, chosen minus rejected; of `scalar_compare`, response 1 minus response 0.
+    meta: other columns.
+    """
+
+    prompt: Text
+    responses: list[Text]
+    best: int | None = None
+    ranks: list[int] | None = None
+    ratings: list[float] | None = None
+    margin: float | None = None
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """A prompt and a good answer to it."""
+
+    prompt: Text
+    completion: Text
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt to sample from, with a human answer where there is one."""
+
+    prompt: Text
+    reference: Reference | None = None
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Rating:
+    """One response and a number on a human scale."""
+
+    prompt: Text
+    response: Text
+    rating: float
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a policy answered. `id` names the prompt, for every policy; (id, policy, index) is unique."""
+
+    id: str
+    index: int
+    task: str | None
+    policy: str
+    prompt: Text
+    response: Text
+    reference: Reference | None = None
+    seed: int | None = None
+    scores: dict[str, float] | None = None
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+# ---------------------------------------------------------------------------- errors and checks of a field
+
+
+def _bad(at: str, name: str | None, found: str, expected: str) -> DataError:
+    return DataError(f"{at}: {f'field {name!r}: ' if name else ''}found {found}, expected {expected}")
+
+
+def _show(value: Any) -> str:
+    text = json.dumps(value, default=repr)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _nearest(name: str, keys: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, keys, n=1)
+    return f" (is '{close[0]}' meant to be '{name}'?)" if close else ""
+
+
+def _check(ok: bool, value: Any, at: str, name: str | None, expected: str) -> Any:
+    if not ok:
+        raise _bad(at, name, _show(value), expected)
+    return value
+
+
+def _kind(text: Text) -> str | None:
+    """None for an empty list, which may be ids or messages."""
+    return (
+        "a string"
+        if isinstance(text, str)
+        else None
+        if not text
+        else "ids"
+        if type(text[0]) is int
+        else "messages"
+    )
+
+
+def _text(value: Any, at: str, name: str) -> Text:
+    if isinstance(value, str):
+        return value
+    types = set(map(type, value)) if isinstance(value, list) else {None}
+    ids = types <= {int} and (not value or min(value) >= 0)  # bool is not int here
+    expected = "a string, a list of token ids (integers from 0) or a list of {role, content}"
+    _check(ids or types == {dict}, value, at, name, expected)
+    for i, message in enumerate(() if ids else value):
+        for key in ("role", "content"):
+            _check(key in message, message, at, f"{name}[{i}]", "an object with role and content")
+            _check(isinstance(message[key], str), message[key], at, f"{name}[{i}].{key}", "a string")
+    return value
+
+
+def _texts(record: dict, at: str, *names: str) -> list[Text]:
+    return [_text(record[name], at, name) for name in names]
+
+
+def _reference(value: Any, at: str, name: str) -> Reference:
+    several = isinstance(value, list) and set(map(type, value)) == {str}
+    return value if several else _text(value, at, name)
+
+
+def _number(value: Any, at: str, name: str) -> float:
+    return _check(type(value) in (int, float) and abs(value) < math.inf, value, at, name, "a finite number")
+
+
+def _integer(value: Any, at: str, name: str) -> int:
+    return _check(type(value) is int and value >= 0, value, at, name, "an integer from 0")
+
+
+def _string(value: Any, at: str, name: str) -> str:
+    return _check(isinstance(value, str), value, at, name, "a string")
+
+
+def _dict(value: Any, at: str, name: str, *keys: str) -> dict:
+    has = f" with {', '.join(keys)}" if keys else ""
+    return _check(isinstance(value, dict) and set(keys) <= set(value), value, at, name, "an object" + has)
+
+
+def _list(value: Any, at: str, name: str, length: int | None = None) -> list:
+    _check(isinstance(value, list), value, at, name, "a list")
+    if length not in (None, len(value)):
+        raise _bad(at, name, f"{len(value)} entries", f"{length} entries")
+    return value
+
+
+def _best(value: Any, at: str, name: str, n: int) -> int:
+    valid = type(value) is int and 0 <= value < n
+    return _check(valid, value, at, name, f"an integer from 0 to {n - 1} (there are {n} responses)")
+
+
+def _ranks(value: Any, at: str, name: str, n: int) -> list[int]:
+    valid = all(type(rank) is int and 1 <= rank <= n for rank in _list(value, at, name, n)) and 1 in value
+    return _check(valid, value, at, name, f"integers from 1 (best) to {n}, one of them 1")
+
+
+def _ratings(value: Any, at: str, name: str, n: int) -> list[float]:
+    return [_number(rating, at, f"{name}[{i}]") for i, rating in enumerate(_list(value, at, name, n))]
+
+
+def _scores(value: Any, at: str, name: str) -> dict[str, float]:
+    return {key: _number(score, at, f"{name}.{key}") for key, score in _dict(value, at, name).items()}
+
+
+def _optional(record: dict, at: str, name: str, check: Callable[..., Any], *args: Any) -> Any:
+    return None if record.get(name) is None else check(record[name], at, name, *args)
+
+
+def _rest(record: dict, *used: str) -> dict[str, Any]:
+    return {key: value for key, value in record.items() if key not in used}
+
+
+# ----------------------------------------------------------------------------------- from bytes to objects
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+_JSON = json.JSONDecoder(parse_constant=_no_constant)  # by default Python accepts NaN and Infinity
+_BLANK = object()
+
+
+def _files(path: PathLike) -> list[str]:
+    """The file itself, a directory's *.jsonl and *.jsonl.gz sorted, or a glob's matches sorted."""
+    name = os.fspath(path)
+    if os.path.isdir(name):
+        found = sorted(str(f) for f in Path(name).iterdir() if f.name.endswith((".jsonl", ".jsonl.gz")))
+    elif os.path.exists(name) or not glob.has_magic(name):
+        return [name]
+    else:
+        found = sorted(glob.glob(name, recursive=True))
+    if not found:
+        raise _bad(
+            name, None, "no file", "a directory with *.jsonl or *.jsonl.gz files, or a glob that matches"
+        )
+    return found
+
+
+def _open(file: str) -> IO[bytes]:
+    return cast(IO[bytes], gzip.open(file, "rb") if file.endswith(".gz") else open(file, "rb"))
+
+
+def _encodable(value: Any, source: str) -> Any:
+    """`value`, parsed from `source`; half a surrogate pair, which an escape can spell, raises."""
+    if "\\ud" in source or "\\uD" in source:
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
+
+
+def _json_lines(file: str) -> Iterator[tuple[int, Any]]:
+    with _open(file) as handle:
+        for number, raw in enumerate(handle, 1):
+            text = raw.decode("utf-8")
+            text = text.removeprefix("\ufeff") if number == 1 else text
+            yield number, _encodable(_JSON.decode(text), text) if text.strip() else _BLANK
+
+
+def _json_array(file: str, chunk: int = 1 << 16) -> Iterator[tuple[int, Any]]:
+    """The items of one array, counted from 1; holds a chunk and an item at a time."""
+    number, buffer, ended = 1, "", False
+    with _open(file) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig") as handle:
+        while True:
+            buffer = buffer.lstrip()
+            separator, body = buffer[:1], buffer[1:].lstrip()
+            if separator == "]" and number > 1:
+                if (body + handle.read(chunk)).strip():
+                    raise ValueError("text after the end of the array")
+                return
+            try:
+                if separator != ("," if number > 1 else "["):
+                    raise json.JSONDecodeError("Expecting ',' or ']'", buffer, 0)
+                value, end = _JSON.raw_decode(body)
+            except json.JSONDecodeError as error:
+                if number == 1 and body.startswith("]"):
+                    return
+                # An item that the buffer cuts off fails near the buffer's end, or as an unterminated string.
+                cut = error.msg.startswith("Unterminated") or len(error.doc) - error.pos < 16
+                if ended or not cut:
+                    raise
+                more = handle.read(max(chunk, len(buffer)))
+                buffer, ended = buffer + more, not more
+                continue
+            yield number, _encodable(value, body[:end])
+            buffer, number = body[end:], number + 1
+
+
+# A CSV cell is text. These columns hold JSON (a number, a list, an object); empty cells there mean no value.
+_CSV_JSON = {"best", "ranks", "ratings", "rating", "margin", "responses", "score", "difference"}
+_CSV_JSON |= {"index", "seed", "scores"}
+
+
+def _csv_rows(file: str) -> Iterator[tuple[int, Any]]:
+    """By the csv module: pandas would turn the answers "None" and "NA" into nulls, and "42" into a number."""
+    csv.field_size_limit(1 << 30)  # its own limit, 128 KB, is shorter than some articles
+    with _open(file) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as handle:
+        for number, row in enumerate(csv.DictReader(handle, strict=True), 1):
+            if None in row or None in row.values():
+                raise csv.Error("more or fewer cells than the header has")
+            for key in _CSV_JSON.intersection(row):
+                try:
+                    row[key] = _JSON.decode(row[key]) if row[key].strip() else None
+                except ValueError:
+                    pass  # stays text, which the check of that field reports
+            yield number, {key: value for key, value in row.items() if value is not None}
+
+
+def _parquet_rows(file: str) -> Iterator[tuple[int, Any]]:
+    """A null cell is an absent field."""
+    from datasets import load_dataset
+
+    os.stat(file)  # a missing file is an error that reads like any other
+    rows = load_dataset("parquet", data_files=glob.escape(file), split="train", streaming=True)
+    for number, row in enumerate(rows, 1):
+        yield number, {key: value for key, value in row.items() if value is not None}
+
+
+def _explain(error: Exception, in_lines: bool) -> tuple[str, str]:
+    """What was found and what was expected, for an error from reading a file."""
+    if isinstance(error, UnicodeDecodeError):
+        offset = f" at byte offset {error.start} of the line" if in_lines else ""
+        return f"byte 0x{error.object[error.start]:02x}{offset}", "UTF-8 text"
+    if isinstance(error, UnicodeEncodeError):
+        return "half a surrogate pair in an escape", "text that UTF-8 can hold"
+    if isinstance(error, json.JSONDecodeError):
+        return f"broken JSON ({error.msg}{f' at column {error.colno}' if in_lines else ''})", "a JSON object"
+    if isinstance(error, FileNotFoundError):
+        return "no such file", "a file, a directory or a glob"
+    if isinstance(error, (EOFError, zlib.error, gzip.BadGzipFile)):
+        return f"a truncated or damaged gzip file ({error})", "a whole one"
+    return f"unreadable data ({error})", "a well-formed file"
+
+
+def _guarded(file: str, unit: str, rows: Iterator[tuple[int, Any]]) -> Iterator[Row]:
+    """`rows` as Rows; every error of reading becomes a DataError that says where."""
+    number, empty = 0, True
+    try:
+        for number, value in rows:
+            if value is not _BLANK:
+                empty, at = False, f"{file}:{unit}{number}"
+                yield at, number, _check(isinstance(value, dict), value, at, None, "a JSON object")
+    except DataError:
+        raise
+    except (OSError, EOFError, zlib.error, csv.Error, ValueError, RecursionError, RuntimeError) as error:
+        raise _bad(f"{file}:{unit}{number + 1}", None, *_explain(error, not unit)) from error
+    if empty:
+        raise _bad(f"{file}:{unit}1", None, "an empty file", "at least one record")
+
+
+def _rows(path: PathLike) -> Iterator[Row]:
+    """Every record of `path`, whatever its container."""
+    for file in _files(path):
+        name = file.removesuffix(".gz")
+        head = b""
+        if not name.endswith((".csv", ".parquet")):
+            try:
+                with _open(file) as handle:
+                    head = handle.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
+            except (OSError, EOFError, zlib.error):
+                pass  # _json_lines meets the same error, where it gets its line number
+        if name.endswith(".csv"):
+            yield from _guarded(file, "row ", _csv_rows(file))
+        elif name.endswith(".parquet"):
+            yield from _guarded(file, "row ", _parquet_rows(file))
+        elif head.startswith(b"["):
+            yield from _guarded(file, "item ", _json_array(file))
+        else:
+            yield from _guarded(file, "", _json_lines(file))
+
+
+def read_jsonl(path: PathLike) -> Iterator[tuple[str, int, dict]]:
+    """Stream `(file, line from 1, object)` from a file, a directory of *.jsonl[.gz] (sorted) or a glob.
+
+    Holds a line at a time; skips blank lines; tolerates a byte order mark. Raises DataError, with file and
+    line, for a missing or empty file, truncated gzip, broken JSON, NaN or Infinity, a byte that is not
+    UTF-8, a line that is not an object.
+    """
+    for file in _files(path):
+        for _, number, record in _guarded(file, "", _json_lines(file)):
+            yield file, number, record
+
+
+# ----------------------------------------------------------------------------- from objects to comparisons
+
+
+def _unpad(text: Text) -> Text:
+    """Token ids without the padding of 2019 on their right."""
+    end = len(text)
+    while end and text[end - 1] == PAD_2019:
+        end -= 1
+    return text[:end]
+
+
+def _empty(text: Text) -> bool:
+    if _kind(text) == "messages":
+        return not any(message["content"].strip() for message in cast(list[dict], text))
+    return not (text.strip() if isinstance(text, str) else text)
+
+
+def _check_texts(prompt: Text, responses: list[Text], at: str, name: str) -> None:
+    """Raise for texts of mixed kinds (only after messages may responses be strings) and for unusable ones."""
+    kinds = {_kind(response) for response in responses} - {None}
+    allowed = {_kind(prompt), "a string"} if _kind(prompt) == "messages" else {_kind(prompt)}
+    if len(kinds) > 1 or (_kind(prompt) and not kinds <= allowed):
+        found = f"{' and '.join(sorted(map(str, kinds)))} after a prompt that is {_kind(prompt)}"
+        raise _bad(at, name, found, "texts of one kind")
+    if any(map(_empty, responses)):
+        raise _Unusable("empty response")
+    if _empty(prompt):
+        raise _Unusable("empty prompt")
+    if len(responses) > 1 and all(response == responses[0] for response in responses):
+        raise _Unusable("identical responses")
+
+
+def _responses(record: dict, at: str) -> Comparison:
+    """{prompt, responses} with any of best, ranks, ratings, margin: also a Comparison that was written."""
+    values = _list(record["responses"], at, "responses")
+    n, enough = len(values), 1 if record.get("ratings") is not None else 2
+    if n < enough:
+        raise _bad(at, "responses", f"{n} responses", f"at least {enough}")
+    responses = [_text(value, at, f"responses[{i}]") for i, value in enumerate(values)]
+    judged = {
+        "best": _optional(record, at, "best", _best, n),
+        "ranks": _optional(record, at, "ranks", _ranks, n),
+        "ratings": _optional(record, at, "ratings", _ratings, n),
+        "margin": _optional(record, at, "margin", _number),
+    }
+    if judged["ranks"] and judged["best"] is not None:
+        _check(judged["ranks"][judged["best"]] == 1, judged["best"], at, "best", "a response of rank 1")
+    prompt = _text(record["prompt"], at, "prompt")
+    _check_texts(prompt, responses, at, "responses")
+    if judged["best"] is None and judged["ranks"] and set(judged["ranks"]) == {1}:
+        raise _Unusable("all ranks tied")
+    return Comparison(prompt, responses, **judged, meta=_rest(record, "prompt", "responses", *judged))
+
+
+def _pair(record: dict, at: str) -> Comparison:
+    prompt, chosen, rejected = _texts(record, at, "prompt", "chosen", "rejected")
+    margin = _optional(record, at, "margin", _number)
+    _check_texts(prompt, [chosen, rejected], at, "chosen")
+    meta = _rest(record, "prompt", "chosen", "rejected", "margin")
+    return Comparison(prompt, [chosen, rejected], best=0, margin=margin, meta=meta)
+
+
+def _pair_implicit(record: dict, at: str) -> Comparison:
+    """Whole dialogues in messages: what the two share from the start is the prompt."""
+    chosen, rejected = _texts(record, at, "chosen", "rejected")
+    for name, side in (("chosen", chosen), ("rejected", rejected)):
+        _check(_kind(side) in ("messages", None), side, at, name, "a list of {role, content}")
+    same = 0
+    while same < min(len(chosen), len(rejected)) and chosen[same] == rejected[same]:
+        same += 1
+    if chosen and chosen == rejected:
+        raise _Unusable("identical responses")
+    if chosen and rejected and not same:
+        raise _Unusable("prompts differ")
+    return _pair(
+        {**record, "prompt": chosen[:same], "chosen": chosen[same:], "rejected": rejected[same:]}, at
+    )
+
+
+def _hh(record: dict, at: str) -> Comparison:
+    """Dialogues in strings: the prompt goes through the last marker; the rest is the answer, verbatim."""
+    sides = {}
+    for name in ("chosen", "rejected"):
+        before, marker, answer = _string(record[name], at, name).rpartition(HH_MARKER)
+        _check(bool(marker), record[name], at, name, f"a dialogue with {_show(HH_MARKER)}")
+        sides[name] = before + marker, answer
+    if sides["chosen"][0] != sides["rejected"][0]:
+        raise _Unusable("prompts differ")
+    (prompt, chosen), (_, rejected) = sides.values()
+    return _pair({**record, "prompt": prompt, "chosen": chosen, "rejected": rejected}, at)
+
+
+def _openai_2019(record: dict, at: str) -> Comparison:
+    """Best of N, and scalar_compare: {query, sample0, ...} with best or difference."""
+    names = ["query"]
+    while f"sample{len(names) - 1}" in record:
+        names.append(f"sample{len(names) - 1}")
+    query, *samples = map(_unpad, _texts(record, at, *names))
+    best = _optional(record, at, "best", _best, len(samples))
+    margin = _optional(record, at, "difference", _number)
+    _check_texts(query, samples, at, "sample0")
+    return Comparison(
+        query, samples, best=best, margin=margin, meta=_rest(record, "best", "difference", *names)
+    )
+
+
+def _rating(record: dict, at: str) -> Rating:
+    names = ("query", "sample", "score") if "query" in record else ("prompt", "response", "rating")
+    prompt, response = map(_unpad, _texts(record, at, *names[:2]))
+    number = _number(record[names[2]], at, names[2])
+    _check_texts(prompt, [response], at, names[1])
+    return Rating(prompt, response, number, _rest(record, *names))
+
+
+def _rated(record: dict, at: str) -> Comparison:
+    one = _rating(record, at)
+    return Comparison(one.prompt, [one.response], ratings=[one.rating], meta=one.meta)
+
+
+def _query_2020(record: dict, at: str) -> tuple[str, dict[str, Any]]:
+    """The prompt of a 2020 record and, for its meta, where it is from (`source`) and the rest of `info`."""
+    info = _dict(record["info"], at, "info")
+    source = "tldr" if info.get("article") is None else "cnndm"
+    names = ("subreddit", "title", "post") if source == "tldr" else ("article",)
+    _dict(info, at, "info", *names)
+    texts = [_string(info[name], at, f"info.{name}") for name in names]
+    form = (
+        "SUBREDDIT: r/{}\n\nTITLE: {}\n\nPOST: {}\n\nTL;DR:"
+        if source == "tldr"
+        else "Article:\n\n{}\n\nTL;DR:"
+    )
+    return form.format(*texts), {"source": source, "info": _rest(info, "post", "article")}
+
+
+def _openai_2020(record: dict, at: str) -> Comparison:
+    prompt, about = _query_2020(record, at)
+    texts: list[Text] = []
+    for i, summary in enumerate(_list(record["summaries"], at, "summaries", 2)):
+        texts.append(
+            _string(_dict(summary, at, f"summaries[{i}]", "text")["text"], at, f"summaries[{i}].text")
+        )
+    best = _best(record["choice"], at, "choice", 2)
+    _check_texts(prompt, texts, at, "summaries")
+    about["summaries"] = [_rest(summary, "text") for summary in record["summaries"]]
+    return Comparison(prompt, texts, best=best, meta=_rest(record, "info", "summaries", "choice") | about)
+
+
+def _openai_2020_axis(record: dict, at: str) -> Comparison:
+    prompt, about = _query_2020(record, at)
+    summary = _dict(record["summary"], at, "summary", "text", "axes")
+    text, axes = _string(summary["text"], at, "summary.text"), _dict(summary["axes"], at, "summary.axes")
+    if axes.get("overall") is None:
+        raise _Unusable("no overall rating")
+    rating = _number(axes["overall"], at, "summary.axes.overall")
+    _check_texts(prompt, [text], at, "summary.text")
+    about["summary"] = _rest(summary, "text")
+    return Comparison(prompt, [text], ratings=[rating], meta=_rest(record, "info", "summary") | about)
+
+
+# ------------------------------------------------------------------------------------- formats and readers
+
+
+class _Layout(NamedTuple):
+    """The fields of a format and the parser for them; `when` tells apart two formats with the same fields."""
+
+    format: str
+    keys: tuple[str, ...]
+    parse: Callable[[dict, str], Any]
+    when: Callable[[dict], bool] = lambda record: True
+
+
+def _in_messages(record: dict) -> bool:
+    """Dialogues in messages, alone or beside a `prompt` string that repeats a user's message."""
+    sides = [record["chosen"], record["rejected"]]
+    in_messages = all(isinstance(side, list) and side and isinstance(side[0], dict) for side in sides)
+    return in_messages and isinstance(record.get("prompt", ""), str)
+
+
+def _in_hh(record: dict) -> bool:
+    return isinstance(record["chosen"], str) and HH_MARKER in record["chosen"]
+
+
+FORMATS: dict[str, str] = {
+    "openai_2020": "{info, summaries: [2], choice}",
+    "openai_2020_axis": "{info, summary: {text, axes: {overall}}}",
+    "openai_2019": "{query, sample0, sample1, ..., best}, in one JSON array or in lines",
+    "scalar_compare": "{query, sample0, sample1, difference} or {prompt, responses, margin}",
+    "rating": "{query, sample, score} or {prompt, response, rating} or {prompt, responses, ratings}",
+    "best_of_n": "{prompt, responses, best}, best from 0",
+    "ranked": "{prompt, responses, ranks}, 1 best, ties allowed",
+    "pair_implicit": "{chosen, rejected, margin?}, whole dialogues in lists of {role, content}",
+    "pair": "{prompt, chosen, rejected, margin?}",
+    "hh": "{chosen, rejected, margin?}, dialogues in strings with '\\n\\nHuman:' and '\\n\\nAssistant:'",
+}
+_COMPARISONS = (  # tried in this order: ours first, whose meta may hold another format's fields
+    _Layout("best_of_n", ("prompt", "responses", "best"), _responses),
+    _Layout("ranked", ("prompt", "responses", "ranks"), _responses),
+    _Layout("rating", ("prompt", "responses", "ratings"), _responses),
+    _Layout("scalar_compare", ("prompt", "responses", "margin"), _responses),
+    _Layout("openai_2020", ("info", "summaries", "choice"), _openai_2020),
+    _Layout("openai_2020_axis", ("info", "summary"), _openai_2020_axis),
+    _Layout("openai_2019", ("query", "sample0", "sample1", "best"), _openai_2019),
+    _Layout("scalar_compare", ("query", "sample0", "sample1", "difference"), _openai_2019),
+    _Layout("rating", ("query", "sample", "score"), _rated),
+    _Layout("rating", ("prompt", "response", "rating"), _rated),
+    _Layout("pair_implicit", ("chosen", "rejected"), _pair_implicit, _in_messages),
+    _Layout("pair", ("prompt", "chosen", "rejected"), _pair),
+    _Layout("hh", ("chosen", "rejected"), _hh, _in_hh),
+)
+
+
+def _detect(layouts: tuple[_Layout, ...], row: Row) -> _Layout:
+    """The layout of a file, by its first record. With one format to choose from, its nearest layout."""
+    at, _, record = row
+    missing = [[key for key in layout.keys if key not in record] for layout in layouts]
+    names = dict.fromkeys(layout.format for layout in layouts)
+    for layout, lacks in zip(layouts, missing, strict=True):
+        if not lacks and (len(names) == 1 or layout.when(record)):
+            return layout
+    lacks, nearest = min(zip(missing, layouts, strict=True), key=lambda pair: len(pair[0]))
+    if len(names) == 1:
+        return nearest  # its first record then raises, naming the field that is missing
+    found = f"the fields {', '.join(record) or '(none)'}"
+    if len(lacks) == 1:
+        found += f" (nearest to {nearest.format}, without '{lacks[0]}'{_nearest(lacks[0], record)})"
+    raise _bad(
+        at, None, found, "one of the formats " + "; ".join(f"{name} {FORMATS[name]}" for name in names)
+    )
+
+
+class RecordReader(Iterator[T], Generic[T]):
+    """Iterates over records. `format` is known from the start; `skipped` (reason -> line numbers) grows.
+
+    At the end, a share of skipped records above `max_skipped`, or no usable record, raises DataError with
+    the counts. `strict` raises at the first record that would be skipped.
+    """
+
+    def __init__(
+        self, path: PathLike, layouts: tuple[_Layout, ...], strict: bool, max_skipped: float
+    ) -> None:
+        self.path, self.strict, self.max_skipped = os.fspath(path), strict, max_skipped
+        self.skipped: dict[str, list[int]] = {}
+        self.count = 0  # records read so far, the skipped ones too
+        self._rows = _rows(path)
+        self._first: Row | None = next(self._rows)  # an empty file raises here
+        self._layout = _detect(layouts, self._first)
+        self.format = self._layout.format
+
+    def __next__(self) -> T:
+        while True:
+            row, self._first = self._first or next(self._rows, None), None
+            if row is None:
+                self._finish()
+                raise StopIteration
+            at, number, record = row
+            self.count += 1
+            for key in self._layout.keys:
+                if key not in record:
+                    others = [name for name in record if name not in self._layout.keys]
+                    found = f"only {', '.join(record) or 'an empty object'}{_nearest(key, others)}"
+                    raise _bad(at, key, found, f"the fields {', '.join(self._layout.keys)}")
+                _check(record[key] is not None, None, at, key, "a value")
+            try:
+                return self._layout.parse(record, at)
+            except _Unusable as reason:
+                if self.strict:
+                    raise _bad(
+                        at, None, f"an unusable record: {reason}", "usable ones only (strict)"
+                    ) from None
+                self.skipped.setdefault(str(reason), []).append(number)
+
+    def _finish(self) -> None:
+        unusable, self._rows = sum(map(len, self.skipped.values())), iter(())
+        if unusable == self.count or unusable > self.max_skipped * self.count:
+            reasons = [f"{len(n)} {why} (at {', '.join(map(str, n[:8]))})" for why, n in self.skipped.items()]
+            found = f"{unusable} of {self.count} records unusable: {'; '.join(reasons)}"
+            raise _bad(self.path, None, found, f"at most {100 * self.max_skipped:g} %, and one usable")
+
+
+class ComparisonReader(RecordReader[Comparison]):
+    """What `read_comparisons` returns."""
+
+
+def read_comparisons(
+    path: PathLike, format: str | None = None, *, strict: bool = False, max_skipped: float = 0.01
+) -> ComparisonReader:
+    """Read human comparisons from a file, a directory or a glob, in any of FORMATS.
+
+    format: one of FORMATS; None detects it from the first record. strict: raise at the first unusable
+    record. max_skipped: share of unusable records above which the end of the file raises. The reader has
+    `.format` and `.skipped`. Raises DataError, as this module's docstring says.
+    """
+    if format is not None and format not in FORMATS:
+        raise _bad(os.fspath(path), "format", f"'{format}'", f"one of {', '.join(FORMATS)}")
+    layouts = tuple(layout for layout in _COMPARISONS if format in (None, layout.format))
+    return ComparisonReader(path, layouts, strict, max_skipped)
+
+
+def _demonstration(record: dict, at: str) -> Demonstration:
+    prompt, completion = _texts(record, at, "prompt", "completion")
+    _check_texts(prompt, [completion], at, "completion")
+    return Demonstration(prompt, completion, _rest(record, "prompt", "completion"))
+
+
+def _prompt(record: dict, at: str) -> Prompt:
+    prompt = _text(record["prompt"], at, "prompt")
+    reference = _optional(record, at, "reference", _reference)
+    _check_texts(prompt, [], at, "prompt")
+    return Prompt(prompt, reference, _rest(record, "prompt", "reference"))
+
+
+def _sample(record: dict, at: str) -> Sample:
+    """An empty response is a sample like any other: that policy said nothing."""
+    name = _check(type(record["id"]) in (str, int), record["id"], at, "id", "a string or an integer")
+    return Sample(
+        id=str(name),
+        index=_integer(record.get("index", 0), at, "index"),
+        task=_optional(record, at, "task", _string),
+        policy=_string(record["policy"], at, "policy"),
+        prompt=_text(record["prompt"], at, "prompt"),
+        response=_text(record["response"], at, "response"),
+        reference=_optional(record, at, "reference", _reference),
+        seed=_optional(record, at, "seed", _integer),
+        scores=_optional(record, at, "scores", _scores),
+        meta=_rest(record, *(f.name for f in fields(Sample) if f.name != "meta")),
+    )
+
+
+def read_demonstrations(
+    path: PathLike, *, strict: bool = False, max_skipped: float = 0.01
+) -> RecordReader[Demonstration]:
+    """Read `{prompt, completion}`; errors, skipping and options as in `read_comparisons`."""
+    layout = _Layout("demonstration", ("prompt", "completion"), _demonstration)
+    return RecordReader(path, (layout,), strict, max_skipped)
+
+
+def read_prompts(path: PathLike, *, strict: bool = False, max_skipped: float = 0.01) -> RecordReader[Prompt]:
+    """Read `{prompt, reference?}`; errors, skipping and options as in `read_comparisons`."""
+    return RecordReader(path, (_Layout("prompt", ("prompt",), _prompt),), strict, max_skipped)
+
+
+def read_ratings(path: PathLike, *, strict: bool = False, max_skipped: float = 0.01) -> RecordReader[Rating]:
+    """Read `{prompt, response, rating}` or `{query, sample, score}`; the rest as in `read_comparisons`."""
+    keys = (("prompt", "response", "rating"), ("query", "sample", "score"))
+    return RecordReader(path, tuple(_Layout("rating", names, _rating) for names in keys), strict, max_skipped)
+
+
+def read_samples(path: PathLike) -> RecordReader[Sample]:
+    """Read `{id, policy, prompt, response, index?, task?, reference?, seed?, scores?}`.
+
+    Raises DataError as `read_comparisons` does, and for a second record with the same `(id, policy, index)`.
+    """
+    seen: dict[tuple[str, str, int], str] = {}
+
+    def parse(record: dict, at: str) -> Sample:
+        sample = _sample(record, at)
+        first = seen.setdefault((sample.id, sample.policy, sample.index), at)
+        if first != at:
+            found = f"{sample.id!r} with policy {sample.policy!r} and index {sample.index}, as at {first}"
+            raise _bad(at, "id", found, "each (id, policy, index) once")
+        return sample
+
+    return RecordReader(path, (_Layout("sample", ("id", "policy", "prompt", "response"), parse),), False, 0.0)
+
+
+# ------------------------------------------------------------------------------------------------- writing
+
+
+def _plain(row: Any, at: str) -> dict:
+    """A dict as it is; a dataclass without its None fields and with its `meta` at the top level."""
+    if isinstance(row, dict):
+        return row
+    if not is_dataclass(row) or isinstance(row, type):
+        raise _bad(at, None, f"a {type(row).__name__}", "a dict or a dataclass")
+    names = [f.name for f in fields(row) if f.name != "meta"]
+    meta = getattr(row, "meta", {})
+    for name in names:
+        if name in meta:
+            raise _bad(at, f"meta.{name}", "the name of a field of the record", "another name")
+    return {name: getattr(row, name) for name in names if getattr(row, name) is not None} | meta
+
+
+def _encode(row: Any, at: str) -> bytes:
+    row = _plain(row, at)
+    try:
+        return json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    except (TypeError, ValueError, RecursionError) as error:
+        found = f"a row that JSON cannot hold ({error})"
+        raise _bad(at, None, found, "strings, finite numbers, lists, dicts") from error
+
+
+def write_jsonl(path: PathLike, rows: Iterable[Any]) -> int:
+    """Write dicts or dataclasses as JSON lines, gzipped where the name ends in .gz; return how many.
+
+    Atomic: readers see the old file or the whole new one, and an error leaves the old one. The same rows
+    give the same bytes. Raises DataError for a row that JSON cannot hold: NaN, Infinity, an unknown type.
+    """
+    path, count = Path(path), 0
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as raw:
+            zipped = path.suffix == ".gz"
+            with gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if zipped else nullcontext(raw) as out:
+                for count, row in enumerate(rows, 1):
+                    out.write(_encode(row, f"{path}:{count}"))
+            raw.flush()
+            os.fsync(raw.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return count
+
+
+def file_sha256(path: PathLike) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

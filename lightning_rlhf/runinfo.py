@@ -1,0 +1,107 @@
+"""run.json: what made an artefact — command, config, seed, commit, versions, data hashes, seconds, peak memory — and
+directories that are written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from .records import file_sha256
+
+PACKAGES = ("lightning-rlhf", "torch", "pytorch-lightning", "transformers", "torchmetrics", "numpy")
+
+
+@contextmanager
+def atomic_directory(path: str | Path) -> Iterator[Path]:
+    """Yield an empty directory beside `path`; on success it takes the name `path` (replacing one that is there)."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+        for file in partial.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as handle:
+                    os.fsync(handle.fileno())
+        old = path.with_name(f".{path.name}.old-{os.getpid()}")
+        if path.exists():
+            path.rename(old)
+        partial.rename(path)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def commit() -> str | None:
+    """The source's git commit, with `+` where the tree has uncommitted changes; None outside a checkout."""
+    root = Path(__file__).resolve().parent.parent
+    try:
+        run = lambda *a: subprocess.run(("git", "-C", str(root), *a), capture_output=True, text=True, timeout=10, check=True)  # noqa: E731
+        dirty = run("status", "--porcelain", "--untracked-files=no").stdout.strip()
+        return run("rev-parse", "--short=12", "HEAD").stdout.strip() + ("+" if dirty else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of Python and of the packages that decide the numbers."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def peak_memory_mb() -> float:
+    """The process's peak resident memory in MB (2^20 bytes)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1024.0 if sys.platform != "darwin" else 1024.0 * 1024.0)
+
+
+class RunInfo:
+    """Started with a stage, written at its end. Paths in `data` are hashed when the record is made."""
+
+    def __init__(self, stage: str, seed: int | None, config: Any = None, data: list[str | Path] | None = None) -> None:
+        self.stage, self.seed, self.config, self.data = stage, seed, config, data or []
+        self.began = time.time()
+
+    def record(self, **more: Any) -> dict[str, Any]:
+        """The record as plain data; `more` adds fields (a stage's figures)."""
+        return {
+            "stage": self.stage,
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "seed": self.seed,
+            "commit": commit(),
+            "versions": versions(),
+            "data": {str(p): file_sha256(p) for p in self.data if Path(p).is_file()},
+            "seconds": round(time.time() - self.began, 1),
+            "peak_memory_mb": round(peak_memory_mb()),
+            "config": self.config,
+            **more,
+        }
+
+    def write(self, directory: str | Path, **more: Any) -> None:
+        """Write `run.json` into the directory, by rename."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        temporary = directory / f".run.json.{os.getpid()}"
+        temporary.write_text(json.dumps(self.record(**more), indent=1, default=str), encoding="utf-8")
+        temporary.replace(directory / "run.json")

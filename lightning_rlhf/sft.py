@@ -1,0 +1,92 @@
+"""Supervised fine-tuning: demonstrations → a policy directory (the supervised baseline of Ziegler et al. 2019, §3).
+
+The loss is the mean negative log-likelihood of the response's tokens, the prompt being given; no dropout.
+
+    lightning-rlhf fit -c configs/sentiment/sft.yaml -c configs/sentiment/stories260k/sft.yaml
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pytorch_lightning.cli import OptimizerCallable
+from torch import Tensor
+
+from .data import SFTBatch
+from .models import SplitTrunk, find_lm, hidden_states, load_lm, logits_of, save_policy, token_logprobs
+from .optim import AdamTF, linear_anneal
+from .stage import StageModule, is_finite
+from .tasks import Task
+
+
+class SFTModule(StageModule):
+    """Fine-tunes a causal language model on demonstrations.
+
+    Args:
+        policy: Model to start from: embedded name, directory, GGUF file or Hub id.
+        output: Directory of the trained policy.
+        task: The task (set once, at the top of the config).
+        optimizer: Class and arguments of the optimizer.
+        trainable_layers: Train only so many top blocks; null: all parameters.
+        seed: Of the data order.
+        overwrite: Replace an existing output.
+    """
+
+    def __init__(
+        self,
+        policy: str,
+        output: str,
+        task: Task,
+        optimizer: OptimizerCallable = lambda p: AdamTF(p, lr=1e-4),
+        trainable_layers: int | None = None,
+        seed: int = 1,
+        overwrite: bool = False,
+    ) -> None:
+        super().__init__("sft", output, task, seed, overwrite, {"policy": policy, "trainable_layers": trainable_layers})
+        self.policy_name, self.optimizer, self.trainable_layers = policy, optimizer, trainable_layers
+
+    def check(self, data: Any, trainer: Any, resuming: bool) -> list[str]:
+        """The base's, and that the model exists."""
+        find_lm(self.policy_name)
+        return super().check(data, trainer, resuming)
+
+    def configure_model(self) -> None:
+        """Load the model, once."""
+        if hasattr(self, "policy"):
+            return
+        lm = load_lm(self.policy_name)
+        self.policy, self.tokenizer = lm.model, lm.tokenizer
+        if self.trainable_layers is not None:
+            SplitTrunk(self.policy, self.trainable_layers)
+
+    def configure_optimizers(self) -> Any:
+        """The chosen optimizer, its lr annealed linearly to 0."""
+        optimizer = self.optimizer(p for p in self.parameters() if p.requires_grad)  # type: ignore[arg-type]
+        schedule = linear_anneal(optimizer, int(self.trainer.estimated_stepping_batches))
+        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+    def loss(self, batch: SFTBatch) -> tuple[Tensor, Tensor]:
+        """(mean negative log-likelihood of the response's tokens, their number)."""
+        hidden = hidden_states(self.policy, batch.tokens, batch.mask)[:, :-1]
+        target = batch.response[:, 1:]
+        logits = logits_of(self.policy, hidden[target])  # (n, V): logits of the response's tokens alone
+        logprobs = token_logprobs(logits.unsqueeze(0), batch.tokens[:, 1:][target].unsqueeze(0))
+        return -logprobs.mean(), target.sum()
+
+    def training_step(self, batch: SFTBatch, batch_idx: int) -> Tensor:
+        """One step of maximum likelihood."""
+        loss, tokens = self.loss(batch)
+        is_finite("train/loss", loss.detach(), batch_idx)
+        self.log("train/loss", loss, prog_bar=True, batch_size=int(tokens))
+        return loss
+
+    def validation_step(self, batch: SFTBatch, batch_idx: int) -> None:
+        """Held-out negative log-likelihood a token."""
+        loss, tokens = self.loss(batch)
+        self.log("val/loss", loss, prog_bar=True, batch_size=int(tokens), sync_dist=True)
+
+    def export(self) -> dict[str, Any]:
+        """The policy's directory."""
+        save_policy(self.output, self.policy, self.tokenizer)
+        return {k: float(v) for k, v in self.trainer.callback_metrics.items() if torch.is_tensor(v)}

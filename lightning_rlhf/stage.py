@@ -1,0 +1,137 @@
+"""What the training stages share as LightningModules: options, what a checkpoint holds, resuming, and the export.
+
+A checkpoint holds the parameters that train, the options that made them, and a stage's own state; what is frozen is
+reloaded from where it came from. A resume with other options is refused by name.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as L
+import torch
+
+from .runinfo import RunInfo
+from .tasks import Task, UsageError, task_dict
+
+
+class StageModule(L.LightningModule):
+    """Base of `SFTModule`, `RewardModule` and `PPOModule`.
+
+    Args:
+        stage: Its name, for run.json.
+        output: The directory of the export.
+        task: The task.
+        seed: Of everything drawn at random in the stage.
+        overwrite: Whether an existing export may be replaced.
+        options: Every option that decides the numbers; a resume compares them.
+    """
+
+    #: Options that a resume may change.
+    may_change = frozenset({"output", "micro_batch_size"})
+
+    def __init__(self, stage: str, output: str, task: Task, seed: int, overwrite: bool, options: dict[str, Any]) -> None:
+        super().__init__()
+        self.stage, self.output, self.task, self.seed, self.overwrite = stage, output, task, seed, overwrite
+        plain = {k: v for k, v in options.items() if isinstance(v, (str, int, float, bool, type(None)))}
+        self.options = {**plain, "task": task_dict(task), "seed": seed}
+        self.strict_loading = False
+        self.run_config: Any = None  # the whole parsed config, set by the command line
+        self.run_files: list[str] = []
+
+    # ------------------------------------------------------------------------------------------------------- checks
+
+    def check(self, data: Any, trainer: L.Trainer, resuming: bool) -> list[str]:
+        """Every problem that the options alone show, in words; nothing is loaded."""
+        problems = []
+        if Path(self.output).exists() and not (resuming or self.overwrite):
+            problems.append(
+                f"model.output: {self.output} exists; give another, resume with --ckpt_path, or pass --model.overwrite true"
+            )
+        return problems
+
+    # -------------------------------------------------------------------------------------------------- checkpoints
+
+    def trained_keys(self) -> set[str]:
+        """Names of the parameters that train."""
+        return {name for name, p in self.named_parameters() if p.requires_grad}
+
+    def stage_state(self) -> dict[str, Any]:
+        """A stage's own state, of plain values and tensors."""
+        return {}
+
+    def load_stage_state(self, state: dict[str, Any]) -> None:
+        """Take that state up again."""
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Frozen parameters leave; options and the stage's state come in."""
+        keep = self.trained_keys()
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in keep}
+        checkpoint["stage"] = {"name": self.stage, "options": self.options, "state": self.stage_state()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse another stage's checkpoint, other options, or missing weights; raises UsageError."""
+        saved = checkpoint.get("stage", {})
+        if saved.get("name") != self.stage:
+            raise UsageError(f"--ckpt_path: found a checkpoint of stage {saved.get('name')!r}, expected {self.stage!r}")
+        then, now = saved["options"], self.options
+        changed = [k for k in sorted({*then, *now}) if k not in self.may_change and then.get(k) != now.get(k)]
+        if changed:
+            lines = [f"model.{k}: found {now.get(k)!r}, the checkpoint was made with {then.get(k)!r}" for k in changed]
+            raise UsageError("--ckpt_path: options differ from the checkpoint's:\n  " + "\n  ".join(lines))
+        missing = self.trained_keys() - set(checkpoint["state_dict"])
+        if missing:
+            raise UsageError(f"--ckpt_path: the checkpoint lacks the weights {sorted(missing)[:3]} and {len(missing)} in all")
+        self.load_stage_state(saved["state"])
+
+    # ------------------------------------------------------------------------------------------------------- export
+
+    def on_fit_start(self) -> None:
+        """The clock of run.json starts."""
+        self.run_info = RunInfo(self.stage, self.seed, self.run_config, list(self.run_files))
+
+    def export(self) -> dict[str, Any]:
+        """Write the stage's Hugging Face directory to `output`; returns figures for run.json."""
+        raise NotImplementedError
+
+    def on_train_end(self) -> None:
+        """Export, on the first rank; a run that was interrupted exports nothing."""
+        if self.trainer.is_global_zero and not self.trainer.interrupted:
+            figures = self.export()
+            self.run_info.write(self.output, figures=figures)
+
+
+class StageCheckpoint(L.Callback):
+    """One checkpoint file, replaced every so many batches by rename, so that it is never half-written.
+
+    Args:
+        path: The file.
+        every: Batches (for PPO: iterations) between two; the last batch always makes one.
+    """
+
+    def __init__(self, path: str, every: int = 10) -> None:
+        if every < 1:
+            raise ValueError(f"every: found {every}, expected at least 1")
+        self.path, self.every = Path(path), every
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Save where it is due."""
+        done = batch_idx + 1
+        if done % self.every and done != trainer.num_training_batches:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_name(f".{self.path.name}.partial")
+        trainer.save_checkpoint(partial)
+        if trainer.is_global_zero:
+            with partial.open("rb") as handle:
+                os.fsync(handle.fileno())
+            partial.replace(self.path)
+        trainer.strategy.barrier()
+
+
+def is_finite(name: str, value: torch.Tensor, iteration: int) -> None:
+    """Stop a run whose loss is not a number, before it reaches the weights."""
+    if not bool(torch.isfinite(value).all()):
+        raise RuntimeError(f"{name}: found {value.item()} at iteration {iteration}, expected a finite number; lower the learning rate")

@@ -1,0 +1,83 @@
+"""eval.rouge against rouge_score's own scorer and a hand-worked case."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from rouge_score.rouge_scorer import RougeScorer
+
+from eval.rouge import ROUGE_TYPES, rouge_scores
+
+PREDICTIONS = [
+    "the cat sat on the mat",
+    "running dogs jumped\nover lazily sleeping cats",
+    "",
+    "Ünïcode, and 42!",
+]
+REFERENCES = ["a cat sat on a mat", "the runner's dog jumps\nover sleepy cats", "something", "unicode and 42"]
+
+
+@pytest.mark.parametrize("stem", [True, False])
+def test_equal_to_rouge_score(stem: bool) -> None:
+    got = rouge_scores(PREDICTIONS, REFERENCES, use_stemmer=stem)
+    own = RougeScorer(list(ROUGE_TYPES), use_stemmer=stem)
+    assert list(got) == list(ROUGE_TYPES)
+    for i, (prediction, reference) in enumerate(zip(PREDICTIONS, REFERENCES)):
+        for name, score in own.score(reference, prediction).items():
+            assert got[name].shape == (4, 3) and got[name].dtype == np.float64
+            assert got[name][i].tolist() == [score.precision, score.recall, score.fmeasure]
+
+
+def test_hand_worked() -> None:
+    # prediction "a b c", reference "a b d e": shared unigrams a, b → P 2/3, R 2/4, F 2·(2/3)(1/2)/(7/6) = 4/7.
+    got = rouge_scores(["a b c"], ["a b d e"], ("rouge1", "rouge2"), use_stemmer=False)
+    assert got["rouge1"][0] == pytest.approx([2 / 3, 1 / 2, 4 / 7], abs=1e-15)
+    # shared bigram "a b": P 1/2, R 1/3, F 2·(1/6)/(5/6) = 2/5.
+    assert got["rouge2"][0] == pytest.approx([1 / 2, 1 / 3, 2 / 5], abs=1e-15)
+
+
+def test_best_of_several_references() -> None:
+    single = [rouge_scores(["a b c d"], [r])["rouge1"][0] for r in ("a x y z", "a b c q", "b")]
+    got = rouge_scores(["a b c d"], [["a x y z", "a b c q", "b"]])["rouge1"][0]
+    assert got.tolist() == max(single, key=lambda row: row[2]).tolist() == single[1].tolist()
+
+
+def test_lsum_takes_lines_as_sentences() -> None:
+    flat = rouge_scores(["a b c d"], ["c d a b"], ("rougeL", "rougeLsum"))
+    assert flat["rougeL"].tolist() == flat["rougeLsum"].tolist()
+    lines = rouge_scores(["a b\nc d"], ["c d\na b"], ("rougeL", "rougeLsum"))
+    assert lines["rougeLsum"][0, 2] == 1.0 > lines["rougeL"][0, 2]
+
+
+def test_empty_lists() -> None:
+    assert rouge_scores([], [])["rouge1"].shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((["a"], ["a", "b"]), "same length, found 1 and 2"),
+        (("abc", ["a"]), "predictions is str, expected a list"),
+        ((["a"], 3), "references is int, expected a list"),
+        (([None], ["a"]), r"predictions\[0\] holds NoneType, expected a text"),
+        ((["a"], [5]), r"references\[0\] holds int"),
+        ((["a"], [[]]), r"references\[0\] is an empty list"),
+        ((["a"], [["b", 1]]), r"references\[0\] holds int"),
+        ((["a"], ["a"], ("rouge0",)), "unknown ROUGE type 'rouge0'"),
+        ((["a"], ["a"], "rouge1"), "rouge_types is str"),
+        ((["a"], ["a"], ()), "rouge_types is empty"),
+    ],
+)
+def test_errors(arguments: tuple, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        rouge_scores(*arguments)
+
+
+def test_light_imports() -> None:
+    code = (
+        "import sys, eval.rouge, eval.winrate, eval.copying, eval.report\n"
+        "print([m for m in ('torch', 'torchmetrics', 'lightning', 'transformers') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -2,10 +2,10 @@
 
 A word is a maximal run of [a-z0-9] after lower-casing, so punctuation and other letters only separate words.
 
-1. `novel_ngrams`: See et al. 2017 (arXiv 1704.04368, figure 6) and Ziegler et al. 2019 (arXiv 1909.08593, §4.2) show
-   that summarisers copy; here a summary's n-grams count as often as they occur.
-2. `distinct_n`: Li et al. 2016 (arXiv 1510.03055): different n-grams over all n-grams. It falls as a corpus grows,
-   so compare only sets of about the same size.
+1. `novel_ngrams`: See et al. 2017 (arXiv 1704.04368, figure 6) and Ziegler et al. 2019 (arXiv 1909.08593,
+   §4.2) show that summarisers copy; here a summary's n-grams count as often as they occur.
+2. `distinct_n`: Li et al. 2016 (arXiv 1510.03055): different n-grams over all n-grams. It falls as a corpus
+   grows, so compare only sets of about the same size.
 """
 
 import re

@@ -17,9 +17,9 @@ Report = Mapping[str, Any]
 COLUMNS = {"known": "Known score", "learned": "Learned score", "kl": "KL, nats"}
 CURVES = {  # drawn first, with these names; the others stand behind “more curves”
     "objective/score": "Score",
-    "objective/kl": "KL to the reference, nats",
+    "objective/kl": "KL, nats",
     "objective/kl_coef": "KL coefficient β",
-    "objective/entropy": "Entropy, nats per response",
+    "objective/entropy": "Entropy, nats",
     "loss": "Loss",
     "accuracy": "Accuracy",
 }
@@ -71,13 +71,13 @@ def _header(report: Report) -> str:
 def _warnings(report: Report) -> str:
     if not report["warnings"]:
         return (
-            '<p class="calm">No warning: number of prompts, control draw, KL, repetition, likeness of responses, '
-            "missing stops, perplexity, length and the learned score against the known one were all checked.</p>"
+            '<p class="calm">No warning: the number of prompts, control draw, KL, repetition, likeness of '
+            "responses, missing stops, perplexity, length and learned against known score were checked.</p>"
         )
     items = "\n".join(f"<li>{escape(warning['text'])}</li>" for warning in report["warnings"])
     return (
-        '<section class="warnings" aria-labelledby="warnings">\n<h2 id="warnings">Before you rely on this</h2>\n'
-        f"<ul>\n{items}\n</ul>\n</section>"
+        '<section class="warnings" aria-labelledby="warnings">\n'
+        f'<h2 id="warnings">Before you rely on this</h2>\n<ul>\n{items}\n</ul>\n</section>'
     )
 
 
@@ -193,9 +193,11 @@ def _frontier(report: Report) -> str:
     ]
     sections = []
     if points and judge != "kl":
-        name = COLUMNS.get(judge, judge)
+        name = str(COLUMNS.get(judge, judge))
         plot = plots.scatter(points, f"{name} against KL", "KL to the reference, nats")
-        caption = f"{escape(name)} against the distance from the reference, with 95 % intervals. Up and left is better."
+        caption = (
+            f"{escape(name)} against distance from the reference, with 95 % intervals. Up and left is better."
+        )
         sections.append(_section("frontier", "What the score cost", _figure(plot, caption)))
     sections.append(_reward_model(report))
     return '<div class="pair">\n' + "\n".join(section for section in sections if section) + "\n</div>"
@@ -220,7 +222,7 @@ def _reward_model(report: Report) -> str:
 
 
 def _curves(report: Report) -> str:
-    """Small multiples of all stages; `train/x` and `val/x` share a plot; the less telling ones behind a click."""
+    """Small multiples of all stages; `train/x` and `val/x` share a plot; the others behind a click."""
     shown, more = [], []
     for stage, columns in report["curves"].items():
         groups: dict[str, list[tuple[str, Any]]] = {}
@@ -248,7 +250,7 @@ def _curve(stage: str, key: str, lines: Sequence[tuple[str, Any]], report: Repor
     lines = sorted(lines, key=lambda line: line[0].startswith("val/"))
     if len(lines) > 1:
         marks = [
-            f'<span class="key {"second" if i else "main"}"></span>{escape(n)}'
+            f'<span class="key {"second" if i else "main"}"></span>{escape(n.partition("/")[0])}'
             for i, (n, _) in enumerate(lines)
         ]
         aside = f'<span class="legend">{" ".join(marks)}</span>'
@@ -278,11 +280,12 @@ def _sample(number: int, sample: Mapping[str, Any], main: str) -> str:
         scores = response["scores"]
         said = [f"{name} {signed(scores[name])}" for name in ("known", "learned") if name in scores]
         said += [] if response["found"] else ["no stop"]
+        said = [f'<span class="unbroken">{escape(part)}</span>' for part in said]
         style = "card main" if response["policy"] == main else "card"
         text = escape(response["text"].strip()) or '<span class="dim">(empty)</span>'
         cards.append(
             f'<div class="{style}"><h4>{escape(response["policy"])}</h4><p class="text">{text}</p>'
-            f'<p class="scores">{escape(" · ".join(said))}</p></div>'
+            f'<p class="scores">{" ".join(said)}</p></div>'
         )
     name = f'<span class="number">{number}</span> <span class="dim">{escape(str(sample["id"]))}</span>'
     prompt = escape(sample["prompt"].strip())

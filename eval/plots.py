@@ -1,8 +1,9 @@
 """Small SVG plots as text: no dependency, no request, coloured by the page's CSS for light and dark alike.
 
-Each function returns one `<svg>` with a `<title>` and an `aria-label`. Sizes are in pixels of the `viewBox`; the
-page scales it. Classes: `grid`, `axis`, `ref` (reference line), `line`, `bar` (interval), `dot`, `main`,
-`second`, `name`. Coordinates are rounded to a tenth of a pixel, so the same data give the same bytes.
+Each function returns one `<svg>` with a `<title>` and an `aria-label`. Sizes are in pixels of the
+`viewBox`; the page scales it. Classes: `grid`, `axis`, `ref` (reference line), `line`, `bar` (interval),
+`dot`, `main`, `second`, `name`. Coordinates are rounded to a tenth of a pixel, so the same data give the
+same bytes.
 """
 
 import math
@@ -52,7 +53,7 @@ def line_chart(
     A point is [x, y]; `None` in y leaves a gap.
     """
     shown = [(name, _thin(points)) for name, points in lines]
-    finite = [(p[0], p[1]) for _, points in shown for p in points if p[1] is not None]
+    finite = [(x, y) for _, points in shown for x, y, *_ in points if x is not None and y is not None]
     xs = [x for x, _ in finite] or [0.0, 1.0]
     ys = [y for _, y in finite] + ([] if target is None else [target]) or [0.0, 1.0]
     margin = (max(ys) - min(ys)) * 0.06 or abs(ys[0]) * 0.1 or 1.0
@@ -72,7 +73,7 @@ def line_chart(
 
 
 def forest_plot(rows: Sequence[Mapping[str, Any]], title: str, width: int = 460) -> str:
-    """Dot and interval of each row's win rate against ½; a row: `label`, `rate`, `low`, `high` in [0, 1], `main`."""
+    """Dot and interval of each win rate (`label`, `rate`, `low`, `high` in [0, 1], `main`) against ½."""
     row_height, top = 40, 8
     height = top + row_height * len(rows) + 30
     left, right = 8, width - 8

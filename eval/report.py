@@ -3,11 +3,11 @@
 `build_report` turns rows (the lines of `scores.jsonl`) into plain JSON-able data with unrounded numbers;
 `render_html` (eval/html.py) and `render_markdown` show that data and add nothing. Same rows, same bytes.
 
-A row: `{id, index, policy, prompt, response, n_tokens, found, scores: {known, learned, kl, ref_nll, …}}`. `id`
-names the prompt and is the same for all policies; `found` says that the truncation token was found; `kl` is in nats
-per response, summed over the sampled tokens before truncation, under the policy that sampled them; `ref_nll` is
-−Σ log p_ref of the response at temperature 1. A score may be missing for all rows of a policy at once; other scores
-get a mean too.
+A row: `{id, index, policy, prompt, response, n_tokens, found, scores: {known, learned, kl, ref_nll, …}}`.
+`id` names the prompt and is the same for all policies; `found` says that the truncation token was found;
+`kl` is in nats per response, summed over the sampled tokens before truncation, under the policy that
+sampled them; `ref_nll` is −Σ log p_ref of the response at temperature 1. A score may be missing for all
+rows of a policy at once; other scores get a mean too.
 """
 
 import csv
@@ -20,38 +20,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from eval.alarms import BASELINE, MAIN, METHODS, SECOND_DRAW, headline, warnings
 from eval.copying import distinct_n, distinct_n_within, novel_ngrams, words
 from eval.html import render_html
-from eval.text import interval, ordered_names, p_text, percent, signed
+from eval.text import interval, mean_of, ordered_names, p_text, percent, score_mean, signed
 from eval.winrate import mean_interval, paired_outcomes, win_rate
 
 __all__ = ["build_report", "read_curves", "render_html", "render_markdown", "write_report"]
 
-BASELINE, SECOND_DRAW, MAIN = "zero-shot", "zero-shot (second draw)", "rlhf"
 JUDGES = {"known": "the known reward", "learned": "the learned reward model"}
 Row = Mapping[str, Any]
 Report = dict[str, Any]
-
-METHODS = {
-    "Win rate": "Share of pairs on the same prompt in which the judge scores the first policy higher, a tie "
-    "counting half; Wilson's score interval with the prompt as cluster (Korn & Graubard 1998).",
-    "p": "Two-sided exact sign test over prompts (tied prompts dropped), then Holm's (1979) correction over all "
-    "comparisons of the table.",
-    "Known and learned score": "Mean per response of the score after truncation and penalty, with a t interval by "
-    "prompt; “learned” is the reward model that training optimised, “known” a reward that it did not see.",
-    "KL": "Mean over responses of Σ log π(token) − log π_ref(token) over the sampled tokens before truncation, in "
-    "nats, under the policy that sampled them (Ziegler et al. 2019, arXiv 1909.08593).",
-    "No stop": "Share of responses without the truncation token, which the task penalises (Ziegler et al. 2019).",
-    "Length": "Mean sampled tokens, and mean words (maximal runs of a–z and 0–9), per response.",
-    "Distinct-2 within": "Mean over responses of different bigrams over all bigrams of that response: low where a "
-    "response repeats itself.",
-    "Distinct-1/2/3": "Different n-grams over all n-grams of all responses of a policy (Li et al. 2016, arXiv "
-    "1510.03055): low where responses resemble each other; comparable only at equal numbers of responses.",
-    "New bigrams": "Mean share of a response's bigrams that do not occur in its prompt (See et al. 2017, arXiv "
-    "1704.04368): low where it copies.",
-    "Perplexity": "exp(Σ −log p_ref / Σ tokens) of a policy's own responses under the reference at temperature 1: "
-    "how surprising the reference finds them, not how good they are.",
-}
 
 
 def build_report(
@@ -77,17 +56,21 @@ def build_report(
         title, task: shown at the top.
         judge: the score by which pairs are won; every row must carry it.
         curves: stage → column → list of [x, y], as `read_curves` returns for one stage.
-        reward_model: `accuracy`, `low`, `high`, `n`, `chance`, `labeler_accuracy`, `gain`, `bias`, … of held-out pairs.
-        guard: name → value of the checks made in training; `False`, or a dict whose `ok` is `False`, gives a warning.
-        provenance: the run.json of each stage: `stage`, `command`, `seed`, `commit`, `versions`, `data`, `seconds`,
-            `peak_memory_mb`, `config`.
+        reward_model: `accuracy`, `low`, `high`, `n`, `chance`, `labeler_accuracy`, `gain`, `bias`, … of
+            held-out pairs.
+        guard: what checked the reward's sign before PPO, `{kind: comparisons|pairs|overridden|none, …}`; a
+            further entry that is `False`, or a dict whose `ok` is `False`, gives a warning too.
+        provenance: the run.json of each stage: `stage`, `command`, `seed`, `commit`, `versions`, `data`,
+            `seconds`, `peak_memory_mb`, `config`.
         methods: name → sentence; adds to and replaces entries of the default text.
-        order: policies from baseline to main one; default: zero-shot, its second draw, others as they come, rlhf.
+        order: policies from baseline to main one; default: zero-shot, its second draw, others as they come,
+            rlhf.
         n_samples: prompts shown with all policies' responses, chosen by `seed`.
         command: what made this report.
 
     Raises:
-        ValueError: no rows, a row without its fields or with a bad score, a repeated key, an unknown policy in `order`.
+        ValueError: no rows, a row without its fields or with a bad score, a repeated key, an unknown policy
+            in `order`.
     """
     _check_rows(rows, judge)
     names = _order(rows, order)
@@ -122,8 +105,8 @@ def build_report(
         "methods": [{"figure": k, "how": v} for k, v in {**METHODS, **(methods or {})}.items()],
         "provenance": [dict(run) for run in provenance or []],
     }
-    report["headline"] = _headline(report)
-    report["warnings"] = _warnings(report, by_policy)
+    report["headline"] = headline(report)
+    report["warnings"] = warnings(report)
     return _jsonable(report)
 
 
@@ -132,8 +115,8 @@ def read_curves(
 ) -> dict[str, list[list[float | None]]]:
     """Column → list of [x, y] from the metrics.csv of Lightning's CSVLogger.
 
-    Cells may be empty: each column keeps only the rows in which both it and `x` have a value. A value that is not finite
-    becomes `None`, so that a plot shows a gap where a run broke.
+    Cells may be empty: each column keeps only the rows in which both it and `x` have a value. A value that
+    is not finite becomes `None`, so that a plot shows a gap where a run broke.
 
     Raises:
         ValueError: no column `x`, or a cell that is not a number; names the file, line and column.
@@ -165,7 +148,7 @@ def read_curves(
 
 
 def write_report(report: Report, out_dir: str | os.PathLike[str]) -> dict[str, Path]:
-    """Write report.html, report.json and report.md into `out_dir`, each by a rename; → `{html, json, md: path}`."""
+    """Write report.html, report.json and report.md into `out_dir`, each by a rename; `{kind: path}`."""
     out = Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)
     texts = {
@@ -193,8 +176,8 @@ def render_markdown(report: Report) -> str:
     lines += ["", f"| policy | n | {' | '.join(names)} | no stop | distinct-2 within / corpus | perplexity |"]
     lines += ["|---|--:|" + "--:|" * (len(names) + 3)]
     for p in report["policies"]:
-        scores = " | ".join(f"{signed(_mean(p, k))} ({interval(p['scores'].get(k))})" for k in names)
-        diversity = f"{signed(_mean_of(p['distinct_2_within']))} / {signed(p['distinct']['2'])}"
+        scores = " | ".join(f"{signed(score_mean(p, k))} ({interval(p['scores'].get(k))})" for k in names)
+        diversity = f"{signed(mean_of(p['distinct_2_within']))} / {signed(p['distinct']['2'])}"
         cells = f"{p['n']} | {scores} | {percent(p['missing'])} | {diversity} | {signed(p['perplexity'])}"
         lines.append(f"| {_cell(p['name'])} | {cells} |")
     judged = f"judged by {report['judge_name']}"
@@ -210,10 +193,8 @@ def render_markdown(report: Report) -> str:
     if model and model.get("accuracy") is not None:
         lines += ["", f"Reward model: held-out accuracy {percent(model['accuracy'])}."]
     for run in report["provenance"]:
-        lines += [
-            "",
-            f"- {run.get('stage', 'run')}: `{run.get('command', '')}` (commit {run.get('commit', 'unknown')})",
-        ]
+        commit = run.get("commit", "unknown")
+        lines += ["", f"- {run.get('stage', 'run')}: `{run.get('command', '')}` (commit {commit})"]
     if report["command"]:
         lines += ["", f"Made by `{report['command']}`."]
     return "\n".join(lines) + "\n"
@@ -270,10 +251,11 @@ def _policy(name: str, rows: Sequence[Row]) -> dict[str, Any]:
     """Every figure of one policy."""
     ids = [row["id"] for row in rows]
     responses = [row["response"] for row in rows]
-    tokens = [row.get("n_tokens") for row in rows]
-    counted = all(isinstance(n, int) for n in tokens)
-    nll = [row["scores"].get("ref_nll") for row in rows]
-    known_nll = counted and sum(tokens) > 0 and None not in nll
+    counts = [row.get("n_tokens") for row in rows]
+    tokens = [n for n in counts if isinstance(n, int)]
+    counted = len(tokens) == len(rows)
+    nll = [row["scores"]["ref_nll"] for row in rows if "ref_nll" in row["scores"]]
+    known_nll = counted and sum(tokens) > 0 and len(nll) == len(rows)
     return {
         "name": name,
         "n": len(rows),
@@ -302,16 +284,16 @@ def _add_ratios(policy: dict[str, Any], baseline: Mapping[str, Any]) -> None:
     """Diversity, length and perplexity relative to the baseline."""
     policy["ratio"] = {
         "distinct_2_within": _ratio(
-            _mean_of(policy["distinct_2_within"]), _mean_of(baseline["distinct_2_within"])
+            mean_of(policy["distinct_2_within"]), mean_of(baseline["distinct_2_within"])
         ),
         "distinct_2": _ratio(policy["distinct"]["2"], baseline["distinct"]["2"]),
-        "words": _ratio(_mean_of(policy["words"]), _mean_of(baseline["words"])),
+        "words": _ratio(mean_of(policy["words"]), mean_of(baseline["words"])),
         "perplexity": _ratio(policy["perplexity"], baseline["perplexity"]),
     }
 
 
 def _comparisons(by_policy: Mapping[str, Sequence[Row]], judge: str, seed: int) -> list[dict[str, Any]]:
-    """Each pair of policies once, the later one first; pairs share id and index; main policy's pairs come first."""
+    """Each pair of policies once, the later one first, on shared (id, index); the main policy's first."""
     names = list(by_policy)
     table = {
         name: {(r["id"], r.get("index", 0)): r["scores"][judge] for r in rows}
@@ -329,7 +311,10 @@ def _comparisons(by_policy: Mapping[str, Sequence[Row]], judge: str, seed: int) 
             outcomes = paired_outcomes([a[key] for key in keys], [b[key] for key in keys])
             result = win_rate(outcomes, [key[0] for key in keys], seed=seed)
             prompts = len({key[0] for key in keys})
-            out.append({"a": names[j], "b": names[i], "prompts": prompts, **asdict(result)})
+            unpaired = len(a) + len(b) - 2 * len(keys)
+            out.append(
+                {"a": names[j], "b": names[i], "prompts": prompts, "unpaired": unpaired, **asdict(result)}
+            )
     # Holm (1979): the i-th smallest of k p-values times k − i (i from 0), made non-decreasing.
     running = 0.0
     for rank, c in enumerate(sorted(out, key=lambda c: c["p_value"])):
@@ -364,105 +349,6 @@ def _samples(by_policy: Mapping[str, Sequence[Row]], n_samples: int, seed: int) 
     ]
 
 
-# ---- what is said in words ----
-
-
-def _headline(report: Report) -> str:
-    """The result in one sentence."""
-    main = report["policies"][-1]
-    kl = _mean(main, "kl")
-    distance = f", at a KL of {kl:.1f} nats from the reference" if kl is not None else ""
-    found = [c for c in report["comparisons"] if c["a"] == report["main"] and c["b"] == report["baseline"]]
-    if not found:
-        score = signed(_mean(main, report["judge"]))
-        return f"On {report['n_prompts']} prompts the {main['name']} policy scored {score} by {report['judge_name']}{distance}."
-    c = found[0]
-    share = f"{100 * c['rate']:.1f} % of pairs"
-    if c["low"] > 0.5:
-        result = f"beat {c['b']} in {share}"
-    elif c["high"] < 0.5:
-        result = f"lost to {c['b']}: it won {share}"
-    else:
-        result = f"could not be told apart from {c['b']}: it won {share}"
-    bounds = f"95 % interval {100 * c['low']:.1f}–{100 * c['high']:.1f}"
-    return (
-        f"On {c['prompts']} held-out prompts the {c['a']} policy {result} ({bounds}), "
-        f"judged by {report['judge_name']}{distance}."
-    )
-
-
-def _warnings(report: Report, by_policy: Mapping[str, Sequence[Row]]) -> list[dict[str, str | None]]:
-    """What a reader should doubt, in words: `{kind, policy, text}` each."""
-    out: list[dict[str, str | None]] = []
-
-    def warn(kind: str, text: str, policy: str | None = None) -> None:
-        out.append({"kind": kind, "policy": policy, "text": text})
-
-    baseline = report["policies"][0]
-    if report["n_prompts"] < 100:
-        warn(
-            "few prompts",
-            f"Only {report['n_prompts']} prompts were compared (fewer than 100): the intervals are wide.",
-        )
-    ids = {name: {(r["id"], r.get("index", 0)) for r in rows} for name, rows in by_policy.items()}
-    for name, found in ids.items():
-        if found != ids[baseline["name"]]:
-            shared = len(found & ids[baseline["name"]])
-            text = f"{name} and {baseline['name']} did not answer the same prompts: only {shared} pairs are shared."
-            warn("prompts differ", text, name)
-    for policy in report["policies"]:
-        _warn_policy(policy, baseline, warn)
-    for c in report["comparisons"]:
-        if (c["a"], c["b"]) == (SECOND_DRAW, BASELINE) and not c["low"] <= 0.5 <= c["high"]:
-            text = (
-                f"Two draws of the same zero-shot policy do not tie: {100 * c['rate']:.1f} % "
-                f"({100 * c['low']:.1f}–{100 * c['high']:.1f}). The comparison itself is biased, or this is the one time in 20."
-            )
-            warn("control not even", text, SECOND_DRAW)
-    model = report["reward_model"] or {}
-    if model.get("low") is not None and model.get("chance") is not None and model["low"] <= model["chance"]:
-        text = f"The reward model's accuracy ({percent(model['accuracy'])}) is not clear of chance ({percent(model['chance'])})."
-        warn("reward model at chance", text)
-    for name, value in (report["guard"] or {}).items():
-        if value is False or (isinstance(value, Mapping) and value.get("ok") is False):
-            text = value.get("text", "") if isinstance(value, Mapping) else ""
-            warn("guard", f"A check made in training failed: {name}. {text}".strip())
-    return out
-
-
-def _warn_policy(policy: Mapping[str, Any], baseline: Mapping[str, Any], warn: Any) -> None:
-    """The warnings about one policy."""
-    name, ratio, kl = policy["name"], policy["ratio"], policy["scores"].get("kl")
-    if kl and kl["mean"] > 10:
-        text = f"{name} is {kl['mean']:.1f} nats from the reference (more than 10): expect reward hacking, read the samples."
-        warn("large KL", text, name)
-    if kl and kl["high"] is not None and kl["high"] < 0:
-        text = f"{name} has a negative mean KL ({signed(kl['mean'])}): sampling and scoring do not use the same distribution."
-        warn("negative KL", text, name)
-    if ratio["distinct_2_within"] is not None and ratio["distinct_2_within"] < 0.9:
-        text = f"{name} repeats itself: distinct-2 within a response is {ratio['distinct_2_within']:.2f} of {baseline['name']}'s."
-        warn("repeats", text, name)
-    if ratio["distinct_2"] is not None and ratio["distinct_2"] < 0.4:
-        text = f"{name}'s responses resemble each other: corpus distinct-2 is {ratio['distinct_2']:.2f} of {baseline['name']}'s."
-        warn("collapse", text, name)
-    if policy["missing"] > 0.5:
-        text = f"Most responses of {name} were penalised: the truncation token is missing in {percent(policy['missing'])}."
-        warn("penalised", text, name)
-    learned, known = (_difference(policy, baseline, key) for key in ("learned", "known"))
-    if learned is not None and known is not None and learned > 0 > known:
-        text = (
-            f"{name} raises the learned score by {learned:.2f} over {baseline['name']} while the known score falls by "
-            f"{-known:.2f}: the reward model is being exploited."
-        )
-        warn("over-optimised", text, name)
-    if ratio["perplexity"] is not None and ratio["perplexity"] > 2:
-        text = f"{name}'s responses have {ratio['perplexity']:.1f} times the perplexity of {baseline['name']}'s under the reference."
-        warn("perplexity", text, name)
-    if ratio["words"] is not None and not 2 / 3 <= ratio["words"] <= 1.5:
-        text = f"{name}'s responses have {ratio['words']:.2f} times the words of {baseline['name']}'s: length may explain wins."
-        warn("length", text, name)
-
-
 # ---- small helpers ----
 
 
@@ -478,19 +364,6 @@ def _kl_target(provenance: Sequence[Mapping[str, Any]]) -> float | None:
         return None
 
     return next((t for t in (find(run.get("config")) for run in provenance) if t is not None), None)
-
-
-def _mean_of(summary: Mapping[str, Any] | None) -> float | None:
-    return None if summary is None else summary["mean"]
-
-
-def _mean(policy: Mapping[str, Any], key: str) -> float | None:
-    return _mean_of(policy["scores"].get(key))
-
-
-def _difference(policy: Mapping[str, Any], baseline: Mapping[str, Any], key: str) -> float | None:
-    left, right = _mean(policy, key), _mean(baseline, key)
-    return None if left is None or right is None else left - right
 
 
 def _ratio(value: float | None, base: float | None) -> float | None:

@@ -1,8 +1,10 @@
-"""ROUGE between responses and references, by the `rouge_score` package: every number is its own, to the last digit.
+"""ROUGE between responses and references, by the `rouge_score` package: its own numbers to the last digit.
 
-1. Nothing is downloaded: sentences are never split here. `rougeLsum` therefore takes each *line* as one sentence;
-   separate sentences by newlines yourself if you want the summary-level score, otherwise it equals `rougeL`.
-2. With several references the one with the best F1 counts, for each ROUGE type on its own, as in `rouge_score`.
+1. Nothing is downloaded: sentences are never split here. `rougeLsum` therefore takes each *line* as one
+   sentence; separate sentences by newlines yourself if you want the summary-level score, otherwise it
+   equals `rougeL`.
+2. With several references the one with the best F1 counts, for each ROUGE type on its own, as in
+   `rouge_score`.
 """
 
 import re
@@ -38,7 +40,8 @@ def rouge_scores(
     references = _as_list(references, "references")
     if len(predictions) != len(references):
         raise ValueError(
-            f"predictions and references must have the same length, found {len(predictions)} and {len(references)}"
+            "predictions and references must have the same length, "
+            f"found {len(predictions)} and {len(references)}"
         )
     types = _as_list(rouge_types, "rouge_types")
     if not types:
@@ -49,7 +52,7 @@ def rouge_scores(
 
     scorer = RougeScorer(types, use_stemmer=use_stemmer)
     out = {name: np.zeros((len(predictions), 3)) for name in types}
-    for i, (prediction, reference) in enumerate(zip(predictions, references)):
+    for i, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):
         texts = reference if isinstance(reference, (list, tuple)) else [reference]
         if not texts:
             raise ValueError(f"references[{i}] is an empty list, expected at least one text")

@@ -45,7 +45,8 @@ table { border-collapse: collapse; width: 100%; font-size: .875rem; font-variant
 th, td { padding: 9px 14px; text-align: right; vertical-align: top; border-bottom: 1px solid var(--rule); }
 td { white-space: nowrap; }
 th { font-weight: 500; }
-thead th { color: var(--dim); font-size: .8125rem; vertical-align: bottom; border-bottom-color: var(--other); }
+thead th { color: var(--dim); font-size: .8125rem; vertical-align: bottom;
+  border-bottom-color: var(--other); }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 th:last-child, td:last-child { padding-right: 0; }
 tbody th { min-width: 9.5em; }
@@ -54,8 +55,9 @@ caption { caption-side: bottom; text-align: left; color: var(--dim); font-size: 
 .matrix { width: auto; }
 .matrix thead th { max-width: 7.5em; }
 .matrix tbody th { min-width: 0; max-width: 9em; }
-.matrix td, .matrix th { padding: 10px 12px; vertical-align: middle; }
-.matrix td:last-child { padding-right: 12px; }
+.matrix td, .matrix th { padding: 10px 8px; vertical-align: middle; }
+.matrix td:last-child, .matrix th:last-child { padding-right: 8px; }
+.matrix th:first-child { padding-left: 0; }
 .matrix .won { background: color-mix(in srgb, var(--accent) var(--tint), transparent); }
 .matrix .lost { background: color-mix(in srgb, var(--lost) var(--tint), transparent); }
 .matrix .self { color: var(--dim); text-align: center; }
@@ -68,8 +70,10 @@ caption { caption-side: bottom; text-align: left; color: var(--dim); font-size: 
 .pair > section + section .facts { margin-top: 22px; }
 figure { margin: 0; max-width: 500px; }
 figcaption { font-size: .8125rem; color: var(--dim); margin-top: 8px; max-width: 62ch; }
-.multiples { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 222px), 1fr)); gap: 30px 28px; }
-.multiples figcaption { display: flex; flex-wrap: wrap; justify-content: space-between; gap: 0 12px; margin: 0 0 4px; }
+.multiples { display: grid;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 222px), 1fr)); gap: 30px 28px; }
+.multiples figcaption { display: flex; flex-wrap: wrap; justify-content: space-between;
+  gap: 0 12px; margin: 0 0 4px; }
 .multiples figcaption b { color: var(--ink); font-weight: 600; overflow-wrap: anywhere; }
 .stage { flex-basis: 100%; font-size: .75rem; }
 .last { font-variant-numeric: tabular-nums; color: var(--accent); }
@@ -80,6 +84,7 @@ figcaption { font-size: .8125rem; color: var(--dim); margin-top: 8px; max-width:
 svg { display: block; width: 100%; height: auto; overflow: visible; font: 11px var(--sans); }
 svg text { fill: var(--dim); font-variant-numeric: tabular-nums; }
 svg .name { fill: var(--ink); font-size: 12.5px; }
+svg .note { font-size: inherit; }
 svg .num { fill: var(--ink); font-size: 12px; }
 svg .halo { paint-order: stroke; stroke: var(--page); stroke-width: 4px; stroke-linejoin: round; }
 .grid { stroke: var(--rule); stroke-width: 1; }
@@ -99,10 +104,12 @@ svg .halo { paint-order: stroke; stroke: var(--page); stroke-width: 4px; stroke-
 .sample { margin: 30px 0 40px; }
 .sample h3 { margin: 0 0 6px; font-size: .875rem; font-weight: 500; }
 .number { font-weight: 700; margin-right: 4px; }
+.scores span { margin-right: 10px; }
 .prompt, .text { font-family: var(--serif); white-space: pre-wrap; overflow-wrap: anywhere; }
 .prompt { color: var(--dim); max-width: 78ch; max-height: 15em; overflow-y: auto; margin-bottom: 14px; }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 180px), 1fr)); gap: 12px; }
-.card { display: flex; flex-direction: column; background: var(--panel); border-radius: 6px; padding: 14px 16px 12px; }
+.card { display: flex; flex-direction: column; background: var(--panel); border-radius: 6px;
+  padding: 14px 16px 12px; }
 .card.main { box-shadow: inset 0 2px 0 var(--accent); }
 .card.main h4 { color: var(--accent); }
 .card .text { flex: 1; font-size: .9375rem; line-height: 1.5; margin: 0 0 12px; }
@@ -126,6 +133,9 @@ code { font: .8125rem var(--mono); }
   dl { grid-template-columns: 1fr; gap: 2px; }
   dd { margin-bottom: 12px; }
   tbody th { min-width: 7.5em; }
+  svg { font-size: 13px; }
+  svg .name, svg .num { font-size: 14px; }
+  .multiples svg { font-size: 8.5px; }
 }
 @media print {
   :root { --page: #fff; --panel: #f5f4f1; --ink: #000; --dim: #505050; --rule: #ccc; --accent: #174f84;

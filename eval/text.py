@@ -50,6 +50,16 @@ def p_text(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
+def mean_of(summary: Mapping[str, Any] | None) -> float | None:
+    """The mean of a `{mean, low, high, n}`, or `None` where there is none."""
+    return None if summary is None else summary["mean"]
+
+
+def score_mean(policy: Mapping[str, Any], name: str) -> float | None:
+    """A policy's mean of one score, or `None` where it was not scored."""
+    return mean_of(policy["scores"].get(name))
+
+
 def ordered_names(report: Mapping[str, Any]) -> list[str]:
     """The scores of the policies: known, learned, kl first, then the others as they come."""
     found = dict.fromkeys(name for policy in report["policies"] for name in policy["scores"])

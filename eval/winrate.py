@@ -1,10 +1,11 @@
-"""Win rates and means with intervals and tests that respect prompts: several outcomes of one prompt are a cluster.
+"""Win rates and means with intervals and tests by prompt: several outcomes of one prompt are a cluster.
 
-1. `win_rate`: the interval is Wilson's score interval (Wilson 1927) with a cluster-robust effective sample size
-   (Korn & Graubard 1998; Rao & Scott 1992) and a t quantile. A quarter of a pseudo-cluster, half won and half lost,
-   enters the *variance* only (the centre stays put), so that 20 wins of 20 or ties alone still have a width.
-   In simulation a 95 % interval covers 93–98 % at 50, 200 and 1,000 outcomes, rates .05 to .95, with and without ties
-   and clusters; with 10 clusters or fewer, or nearly all ties, it errs on the wide side.
+1. `win_rate`: the interval is Wilson's score interval (Wilson 1927) with a cluster-robust effective sample
+   size (Korn & Graubard 1998; Rao & Scott 1992) and a t quantile. A quarter of a pseudo-cluster, half won
+   and half lost, enters the *variance* only (the centre stays put), so that 20 wins of 20 or ties alone
+   still have a width. In simulation a 95 % interval covers 93–98 % at 50, 200 and 1,000 outcomes, rates .05
+   to .95, with and without ties and clusters; with 10 clusters or fewer, or nearly all ties, it errs on the
+   wide side.
 2. The p-value is an exact sign test over prompts: it asks whether more prompts are won than lost.
 """
 
@@ -43,7 +44,7 @@ class Interval:
 
 
 def win_rate(
-    outcomes: Sequence[float],
+    outcomes: Sequence[float] | np.ndarray,
     clusters: Sequence[Hashable] | None = None,
     confidence: float = 0.95,
     seed: int = 0,
@@ -57,8 +58,9 @@ def win_rate(
         seed: accepted so that callers need not care how the interval is made; it uses no random numbers.
 
     With m clusters of sizes n_i and means x_i, N = Σ n_i, rate p = Σ n_i x_i / N, the variance of p is
-    V = m/(m−1) · Σ (n_i/N)² (x_i − p)² (linearised ratio estimator), the effective size p(1−p)/V, and the interval is
-    Wilson's at that size. One cluster says nothing about the spread between clusters: its interval is [0, 1].
+    V = m/(m−1) · Σ (n_i/N)² (x_i − p)² (linearised ratio estimator), the effective size p(1−p)/V, and the
+    interval is Wilson's at that size. One cluster says nothing about the spread between clusters: its
+    interval is [0, 1].
 
     Raises:
         ValueError: no outcome, one outside [0, 1], clusters of another length, confidence outside (0, 1).
@@ -99,7 +101,7 @@ def _cluster_wilson(
     if m == 1:
         return 0.0, 1.0
     weight = size / size.mean()  # (m,), mean 1
-    # The smoothed mean and sum of squares, as if PSEUDO_CLUSTERS more clusters were half all-won, half all-lost.
+    # The smoothed mean and sum of squares, as if PSEUDO_CLUSTERS more were half won, half lost.
     a = PSEUDO_CLUSTERS
     mean = (float((total / size.mean()).sum()) + a / 2) / (m + a)
     squares = float((weight**2 * (total / size - mean) ** 2).sum()) + a / 2 * (mean**2 + (1 - mean) ** 2)
@@ -132,12 +134,12 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
 
 
 def mean_interval(
-    values: Sequence[float], clusters: Sequence[Hashable] | None = None, confidence: float = 0.95
+    values: Sequence[float] | np.ndarray, clusters: Sequence[Hashable] | None = None, confidence: float = 0.95
 ) -> Interval:
-    """Mean of n values with a t interval by cluster (m − 1 degrees of freedom; the variance is as in `win_rate`).
+    """Mean of n values with a t interval by cluster (m − 1 degrees of freedom; variance as in `win_rate`).
 
-    Without clusters it is the ordinary one-sample t interval. With a single cluster `low` and `high` are NaN: there
-    is nothing to tell the spread from.
+    Without clusters it is the ordinary one-sample t interval. With a single cluster `low` and `high` are
+    NaN: there is nothing to tell the spread from.
 
     Raises:
         ValueError: no value, one that is not finite, clusters of another length, confidence outside (0, 1).
@@ -153,8 +155,8 @@ def mean_interval(
     return Interval(mean, mean - half, mean + half, len(x))
 
 
-def paired_outcomes(a: Sequence[float], b: Sequence[float]) -> np.ndarray:
-    """(n,), (n,) scores of the same prompts → (n,) outcomes of `a`: 1 where a is higher, ½ where equal, 0 where lower.
+def paired_outcomes(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -> np.ndarray:
+    """(n,), (n,) scores of the same prompts → (n,) outcomes of `a`: 1 higher, ½ equal, 0 lower.
 
     Raises:
         ValueError: lengths differ, no score, or one that is not finite.
@@ -177,7 +179,7 @@ def _by_cluster(x: np.ndarray, clusters: Sequence[Hashable] | None) -> tuple[np.
     return np.bincount(index, weights=x), np.bincount(index).astype(float)
 
 
-def _values(values: Sequence[float], name: str) -> np.ndarray:
+def _values(values: Sequence[float] | np.ndarray, name: str) -> np.ndarray:
     """`values` as a non-empty, finite float64 vector."""
     try:
         x = np.asarray(values, dtype=float)

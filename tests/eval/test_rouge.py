@@ -23,14 +23,15 @@ def test_equal_to_rouge_score(stem: bool) -> None:
     got = rouge_scores(PREDICTIONS, REFERENCES, use_stemmer=stem)
     own = RougeScorer(list(ROUGE_TYPES), use_stemmer=stem)
     assert list(got) == list(ROUGE_TYPES)
-    for i, (prediction, reference) in enumerate(zip(PREDICTIONS, REFERENCES)):
+    for i, (prediction, reference) in enumerate(zip(PREDICTIONS, REFERENCES, strict=True)):
         for name, score in own.score(reference, prediction).items():
-            assert got[name].shape == (4, 3) and got[name].dtype == np.float64
+            assert got[name].shape == (4, 3)
+            assert got[name].dtype == np.float64
             assert got[name][i].tolist() == [score.precision, score.recall, score.fmeasure]
 
 
 def test_hand_worked() -> None:
-    # prediction "a b c", reference "a b d e": shared unigrams a, b → P 2/3, R 2/4, F 2·(2/3)(1/2)/(7/6) = 4/7.
+    # "a b c" against "a b d e": shared unigrams a, b → P 2/3, R 2/4, F 2·(2/3)(1/2)/(7/6) = 4/7.
     got = rouge_scores(["a b c"], ["a b d e"], ("rouge1", "rouge2"), use_stemmer=False)
     assert got["rouge1"][0] == pytest.approx([2 / 3, 1 / 2, 4 / 7], abs=1e-15)
     # shared bigram "a b": P 1/2, R 1/3, F 2·(1/6)/(5/6) = 2/5.

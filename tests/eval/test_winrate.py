@@ -23,7 +23,8 @@ def test_clusters_are_the_unit_of_the_test() -> None:
     outcomes = [1, 1, 1, 1, 0, 1, 0.5, 0, 0]
     clusters = ["a", "a", "a", "b", "b", "c", "c", "d", "d"]
     got = win_rate(outcomes, clusters)
-    assert got.rate == pytest.approx(5.5 / 9) and got.p_value == 1.0
+    assert got.rate == pytest.approx(5.5 / 9)
+    assert got.p_value == 1.0
     assert got.n == 9
 
 
@@ -35,7 +36,8 @@ def test_sign_test_against_scipy(won: int, lost: int) -> None:
 
 def test_all_tied() -> None:
     got = win_rate([0.5] * 40)
-    assert got.p_value == 1.0 and got.low < 0.5 < got.high
+    assert got.p_value == 1.0
+    assert got.low < 0.5 < got.high
 
 
 @pytest.mark.parametrize("outcomes", [[1] * 20, [0] * 20, [0.5] * 20, [1], [1, 1]])
@@ -47,7 +49,8 @@ def test_never_of_zero_width(outcomes: list[float]) -> None:
 
 def test_twenty_of_twenty_is_near_wilson() -> None:
     got = win_rate([1] * 20)
-    assert got.high == 1.0 and 0.75 < got.low < 0.85
+    assert got.high == 1.0
+    assert 0.75 < got.low < 0.85
     assert wilson(20, 20).low == pytest.approx(20 / (20 + stats.norm.ppf(0.975) ** 2), abs=1e-12)
 
 
@@ -154,7 +157,9 @@ def test_mean_interval_by_cluster() -> None:
 
 def test_mean_interval_of_one_cluster() -> None:
     got = mean_interval([1.5])
-    assert got.mean == 1.5 and math.isnan(got.low) and math.isnan(got.high)
+    assert got.mean == 1.5
+    assert math.isnan(got.low)
+    assert math.isnan(got.high)
 
 
 def test_mean_interval_errors() -> None:

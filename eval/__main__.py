@@ -22,7 +22,7 @@ from eval.report import build_report, read_curves, write_report
 from eval.sample import sample_policies, score_samples
 from eval.winrate import paired_outcomes, win_rate
 from lightning_rlhf.cli import LM_HELP, RUN_DIR_HELP, quiet
-from lightning_rlhf.models import find_lm
+from lightning_rlhf.models import find_lm, read_reward_info
 from lightning_rlhf.records import DataError, read_comparisons, read_jsonl
 from lightning_rlhf.runinfo import RunInfo
 from lightning_rlhf.scoring import comparison_accuracy, find_reward, load_callable, load_reward
@@ -93,7 +93,8 @@ def evaluate(
     if not Path(prompts).is_file():
         raise UsageError(f"prompts: {prompts}: no such file")
     folder = Path(output)
-    info = RunInfo("eval", seed, {"policies": policies, "task": asdict(task), "limit": limit, "batch_size": batch_size, "precision": precision}, [prompts])
+    options = {"policies": policies, "task": asdict(task), "limit": limit, "batch_size": batch_size, "precision": precision}
+    info = RunInfo("eval", seed, options, [prompts])
     if step in ("sample", "report"):
         sample_policies(task, policies, prompts, folder, limit, batch_size, precision, seed)
     if step in ("score", "report"):
@@ -106,7 +107,8 @@ def evaluate(
         print(compare(rows, list(policies), judge, folder))
     if step == "report":
         reward_model = judge_reward(learned_reward, known_reward, comparisons)
-        runs = [json.loads(f.read_text(encoding="utf-8")) for f in (Path(run_dir) / s / "run.json" for s in STAGES) if f.is_file()]
+        files = [Path(run_dir) / stage / "run.json" for stage in STAGES]
+        runs = [json.loads(f.read_text(encoding="utf-8")) for f in files if f.is_file()]
         guard = next((r["figures"].get("guard") for r in runs if r["stage"] == "ppo"), None)
         report = build_report(
             rows, title=f"{task.name}, {lm}: policies on held-out prompts", task=task.name, judge=judge, curves=curves(logs),
@@ -139,8 +141,6 @@ def judge_reward(learned: str | None, known: str | None, comparisons: str | None
         return None
     held_out = [c for c in read_comparisons(comparisons) if c.best is not None]
     found = comparison_accuracy(load_reward(learned), held_out)
-    from lightning_rlhf.models import read_reward_info
-
     info = read_reward_info(learned)
     more = {k: info.get(k) for k in ("gain", "bias", "labels", "base")}
     labeler = comparison_accuracy(load_callable(known), held_out)["accuracy"] if known else None
@@ -165,7 +165,8 @@ def main(args: list[str] | None = None) -> None:
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     try:
         if not args or args[0] not in STEPS:
-            print(f"usage: python -m eval {{{','.join(STEPS)}}} --config CONFIG [--config OVERLAY …] [--OPTION VALUE …]\n\n{__doc__}")
+            print(f"usage: python -m eval {{{','.join(STEPS)}}} --config CONFIG [--config OVERLAY …] [--OPTION VALUE …]\n")
+            print(__doc__)
             if args and args[0] not in ("-h", "--help"):
                 raise UsageError(f"no step {args[0]!r}, expected one of: {', '.join(STEPS)}")
             return

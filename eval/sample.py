@@ -31,7 +31,7 @@ from lightning_rlhf.models import (
     token_logprobs,
 )
 from lightning_rlhf.records import Prompt, file_sha256, read_jsonl, read_prompts, write_jsonl
-from lightning_rlhf.scoring import call_reward, load_reward
+from lightning_rlhf.scoring import call_reward, is_learned, load_reward
 from lightning_rlhf.tasks import Task, UsageError, task_dict, task_tokens
 
 Row = dict[str, Any]
@@ -83,7 +83,14 @@ def put(path: Path, rows: Sequence[Row], key: dict[str, Any]) -> None:
 
 
 def sample_policies(
-    task: Task, policies: dict[str, str], prompts: str, output: Path, limit: int | None, batch_size: int, precision: str, seed: int
+    task: Task,
+    policies: dict[str, str],
+    prompts: str,
+    output: Path,
+    limit: int | None,
+    batch_size: int,
+    precision: str,
+    seed: int,
 ) -> dict[str, Path]:
     """Sample one response of each policy to each held-out prompt; policies draw independently.
 
@@ -95,7 +102,8 @@ def sample_policies(
     for number, (policy, name) in enumerate(policies.items()):
         path = output / "samples" / f"{slug(policy)}.jsonl"
         files[policy] = path
-        key = dict(policy=policy, model=fingerprint(name), prompts=file_sha256(prompts), limit=limit, seed=seed + number, task=task_dict(task), batch_size=batch_size)
+        drawn = dict(policy=policy, model=fingerprint(name), limit=limit, seed=seed + number, batch_size=batch_size)
+        key = {**drawn, "prompts": file_sha256(prompts), "task": task_dict(task)}
         if keep(path, key):
             continue
         lm = load_on_device(name)
@@ -107,7 +115,8 @@ def sample_policies(
             with run_context(precision, lm.model):
                 texts, ids, found = answer(lm, task, resolved, [r.prompt for _, r in batch], seed_for(seed + number, first))
             for (id_, record), text, tokens, hit in zip(batch, texts, ids, found, strict=True):
-                row = dict(id=id_, index=0, task=task.name, policy=policy, prompt=record.prompt, response=text[0], seed=seed + number)
+                row = dict(id=id_, index=0, task=task.name, policy=policy, prompt=record.prompt, response=text[0])
+                row["seed"] = seed + number
                 if record.reference is not None:
                     row["reference"] = record.reference
                 rows.append({**row, "found": hit[0], "response_tokens": tokens[0], "n_tokens": len(tokens[0])})
@@ -143,53 +152,60 @@ def score_samples(
     batch_size: int,
     precision: str,
 ) -> Path:
-    """Score every sample; writes `scores.jsonl`.
+    """Score every sample, a policy at a time (`scores/<policy>.jsonl`), and join them in `scores.jsonl`.
 
     Scores: `known` and `learned`, rewards of the truncated response (without the penalty); `kl` = Σ log π − log ρ over the
     sampled tokens at the task's temperature, under the policy that sampled them; `ref_nll` = −Σ log ρ at temperature 1.
-    """
-    path = output / "scores.jsonl"
-    files = {policy: output / "samples" / f"{slug(policy)}.jsonl" for policy in policies}
-    for policy, file in files.items():
-        if not file.is_file():
-            raise UsageError(f"{file}: no samples of policy {policy!r}; run `python -m eval sample` first")
-    key = dict(
-        samples={p: file_sha256(f) for p, f in files.items()},
-        reference=reference and fingerprint(reference),
-        learned=learned_reward and (fingerprint(learned_reward) if ":" not in learned_reward else learned_reward),
-        known=known_reward,
-    )
-    if keep(path, key):
-        return path
-    rows = {policy: [r for _, _, r in read_jsonl(file)] for policy, file in files.items()}
-    flat = [r for of_policy in rows.values() for r in of_policy]
-    for r in flat:
-        r["scores"] = {}
-    for name, reward_name in (("known", known_reward), ("learned", learned_reward)):
-        if reward_name is None:
-            continue
-        reward: Any = load_reward(reward_name)
-        if isinstance(reward, torch.nn.Module) and torch.cuda.is_available():
-            reward.to("cuda")
-        bar = tqdm(total=len(flat), desc=f"score {name}", unit="sample")
-        for first in range(0, len(flat), batch_size):
-            batch = flat[first : first + batch_size]
-            device_model = reward if isinstance(reward, torch.nn.Module) else None
-            with run_context(precision if device_model is not None else "32", device_model):
-                values = call_reward(reward, [r["prompt"] for r in batch], [r["response"] for r in batch], {})
-            for r, value in zip(batch, values, strict=True):
-                r["scores"][name] = value
-            bar.update(len(batch))
-        bar.close()
-    if reference is not None:
-        base = load_on_device(reference)
-        for policy, name in policies.items():
-            of_policy = rows[policy]
-            theirs = response_logprobs(base, task, of_policy, batch_size, precision)
-            own = theirs if name == reference else response_logprobs(load_on_device(name), task, of_policy, batch_size, precision)
-            for r, (mine, _), (base_t, base_one) in zip(of_policy, own, theirs, strict=True):
-                r["scores"]["kl"] = mine - base_t
-                r["scores"]["ref_nll"] = -base_one
-    put(path, flat, key)
-    return path
 
+    Raises:
+        UsageError: A policy has no samples.
+    """
+    rewards = {k: v for k, v in {"known": known_reward, "learned": learned_reward}.items() if v is not None}
+    made_by = {k: fingerprint(v) if is_learned(v) else v for k, v in rewards.items()}
+    base = None
+    loaded: dict[str, Any] = {}
+    rows: list[Row] = []
+    for policy, name in policies.items():
+        samples, path = output / "samples" / f"{slug(policy)}.jsonl", output / "scores" / f"{slug(policy)}.jsonl"
+        if not samples.is_file():
+            raise UsageError(f"{samples}: no samples of policy {policy!r}; run `python -m eval sample` first")
+        models = dict(model=fingerprint(name), reference=reference and fingerprint(reference))
+        key = {**models, "samples": file_sha256(samples), "rewards": made_by}
+        if not keep(path, key):
+            of_policy = [{**r, "scores": {}} for _, _, r in read_jsonl(samples)]
+            for kind, reward_name in rewards.items():
+                loaded[kind] = loaded.get(kind) or load_reward(reward_name)
+                add_reward(kind, loaded[kind], of_policy, batch_size, precision)
+            if reference is not None:
+                base = base or load_on_device(reference)
+                own = None if name == reference else load_on_device(name)
+                add_kl(of_policy, base, own, task, batch_size, precision)
+            put(path, of_policy, key)
+        rows += [r for _, _, r in read_jsonl(path)]
+    write_jsonl(output / "scores.jsonl", rows)
+    return output / "scores.jsonl"
+
+
+def add_reward(kind: str, reward: Any, rows: list[Row], batch_size: int, precision: str) -> None:
+    """Add one reward's score to each row, in place."""
+    model = reward if isinstance(reward, torch.nn.Module) else None
+    if model is not None and torch.cuda.is_available():
+        model.to("cuda")
+    bar = tqdm(total=len(rows), desc=f"{kind} reward of {rows[0]['policy']}", unit="sample")
+    for first in range(0, len(rows), batch_size):
+        batch = rows[first : first + batch_size]
+        with run_context(precision if model is not None else "32", model):
+            values = call_reward(reward, [r["prompt"] for r in batch], [r["response"] for r in batch], {})
+        for r, value in zip(batch, values, strict=True):
+            r["scores"][kind] = value
+        bar.update(len(batch))
+    bar.close()
+
+
+def add_kl(rows: list[Row], base: LM, own: LM | None, task: Task, batch_size: int, precision: str) -> None:
+    """Add `kl` and `ref_nll` to each row, in place; `own` None: the policy is the reference."""
+    under_base = response_logprobs(base, task, rows, batch_size, precision)
+    under_own = under_base if own is None else response_logprobs(own, task, rows, batch_size, precision)
+    for r, (mine, _), (base_t, base_one) in zip(rows, under_own, under_base, strict=True):
+        r["scores"]["kl"] = mine - base_t
+        r["scores"]["ref_nll"] = -base_one

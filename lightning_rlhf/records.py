@@ -27,7 +27,7 @@ import math
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import IO, Any, Generic, NamedTuple, NoReturn, TypeVar, cast
@@ -309,10 +309,8 @@ def _csv_rows(file: str) -> Iterator[tuple[int, Any]]:
             if None in row or None in row.values():
                 raise csv.Error("more or fewer cells than the header has")
             for key in _CSV_JSON.intersection(row):
-                try:
+                with suppress(ValueError):  # stays text, which the check of that field reports
                     row[key] = _JSON.decode(row[key]) if row[key].strip() else None
-                except ValueError:
-                    pass  # stays text, which the check of that field reports
             yield number, {key: value for key, value in row.items() if value is not None}
 
 

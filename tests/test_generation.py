@@ -1,0 +1,163 @@
+"""Sampling against a plain uncached loop, and against the distribution; truncation against a loop."""
+
+import math
+from itertools import product
+
+import pytest
+import torch
+from scipy.stats import chisquare
+from torch import Tensor
+
+from lightning_rlhf.generation import sample, seed_for, truncate
+from lightning_rlhf.models import LM, load_lm, pad_batch
+
+# ---------------------------------------------------------------------------------------------------------- truncation
+
+
+def truncate_loop(row: list[int], token: int, after: int, pad: int) -> tuple[list[int], list[bool], bool]:
+    for i, x in enumerate(row):
+        if x == token and i >= after:
+            return row[: i + 1] + [pad] * (len(row) - i - 1), [True] * (i + 1) + [False] * (len(row) - i - 1), True
+    return list(row), [True] * len(row), False
+
+
+@pytest.mark.parametrize("after", [0, 1, 2, 3, 4])
+def test_truncate_against_a_loop(after: int) -> None:
+    every = [list(r) for r in product([5, 6], repeat=4)]  # all rows of four: 5 everywhere, nowhere, before and after
+    tokens, mask, found = truncate(torch.tensor(every), 5, after, pad_id=99)
+    expected = [truncate_loop(r, 5, after, 99) for r in every]
+    assert tokens.tolist() == [t for t, _, _ in expected]
+    assert mask.tolist() == [m for _, m, _ in expected]
+    assert found.tolist() == [f for _, _, f in expected]
+    assert (tokens.dtype, mask.dtype, found.dtype) == (torch.long, torch.bool, torch.bool)
+
+
+def test_truncate_by_hand() -> None:
+    # index 1 is before truncate_after and does not count, index 2 is the first that does, index 4 is cut off
+    tokens, mask, found = truncate(torch.tensor([[1, 13, 13, 2, 13]]), 13, 2, pad_id=13)
+    assert tokens.tolist() == [[1, 13, 13, 13, 13]]
+    assert mask.tolist() == [[True, True, True, False, False]]  # the mask tells, where the pad's id is the token's
+    assert found.tolist() == [True]
+
+
+def test_without_a_token_nothing_is_cut() -> None:
+    rows = torch.tensor([[1, 2, 3], [0, 0, 0]])
+    tokens, mask, found = truncate(rows, None, 2, pad_id=0)
+    assert torch.equal(tokens, rows)
+    assert bool(mask.all())
+    assert mask.shape == (2, 3)
+    assert found.tolist() == [True, True]
+
+
+@pytest.mark.parametrize("token", [5, None])
+def test_an_empty_batch(token: int | None) -> None:
+    tokens, mask, found = truncate(torch.zeros((0, 4), dtype=torch.long), token, 1, 0)
+    assert (tokens.shape, mask.shape, found.shape) == ((0, 4), (0, 4), (0,))
+
+
+# ------------------------------------------------------------------------------------------------------------ sampling
+
+
+@pytest.fixture(scope="module")
+def lm() -> LM:
+    return load_lm("stories260k")
+
+
+TEXTS = ["Once upon a time", "Lily", "The big dog ran to the park and", "Tom was sad. He"]
+
+
+def prompts(lm: LM) -> list[list[int]]:
+    return [lm.tokenizer(t).input_ids for t in TEXTS]
+
+
+@torch.no_grad()
+def next_logits(lm: LM, rows: list[list[int]]) -> Tensor:
+    """Each row alone: no padding, no cache, no masks, no position ids of ours."""
+    return torch.stack([lm.model(input_ids=torch.tensor([row])).logits[0, -1].float() for row in rows])
+
+
+def plain_sample(lm: LM, rows: list[list[int]], length: int, temperature: float, seed: int) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(seed)
+    rows = [list(r) for r in rows]
+    for _ in range(length):
+        weights = torch.exp(next_logits(lm, rows) / temperature)
+        drawn = torch.multinomial(weights / weights.sum(1, keepdim=True), 1, generator=generator)
+        rows = [r + [int(t)] for r, t in zip(rows, drawn, strict=True)]
+    return [r[-length:] for r in rows]
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.3])
+def test_the_same_tokens_as_a_plain_loop(lm: LM, temperature: float) -> None:
+    rows = prompts(lm)
+    expected = plain_sample(lm, rows, 10, temperature, seed=3)
+    tokens, mask = pad_batch(rows, lm.pad_id, "left")
+    assert not bool(mask.all())
+    assert sample(lm.model, tokens, mask, 10, temperature, seed=3).tolist() == expected
+    assert sample(lm.model, tokens, mask, 10, temperature, seed=4).tolist() != expected
+    # what the padding holds does not matter
+    assert sample(lm.model, torch.where(mask, tokens, 300), mask, 10, temperature, seed=3).tolist() == expected
+
+
+def test_prompts_of_one_length_need_no_padding(lm: LM) -> None:
+    rows = [r[:2] for r in prompts(lm)]
+    tokens, mask = pad_batch(rows, lm.pad_id, "left")
+    assert bool(mask.all())
+    assert sample(lm.model, tokens, mask, 6, 1.0, seed=0).tolist() == plain_sample(lm, rows, 6, 1.0, seed=0)
+
+
+@pytest.mark.parametrize("length", [1, 5])
+def test_several_samples_of_a_prompt_are_adjacent(lm: LM, length: int) -> None:
+    rows = prompts(lm)
+    tokens, mask = pad_batch(rows, lm.pad_id, "left")
+    found = sample(lm.model, tokens, mask, length, 0.8, seed=5, num_samples=3)
+    assert found.shape == (12, length)
+    assert found.dtype == torch.long
+    repeated = [r for r in rows for _ in range(3)]
+    assert found.tolist() == plain_sample(lm, repeated, length, 0.8, seed=5)
+
+
+def p_value(lm: LM, row: list[int], found: Tensor, temperature: float) -> float:
+    """Chi-square of first tokens against softmax(logits / temperature), rare tokens in one bin."""
+    expected = torch.softmax(next_logits(lm, [row])[0].double() / temperature, 0) * len(found)
+    seen = torch.bincount(found[:, 0], minlength=len(expected)).double()
+    often = expected >= 5
+    pool = [x.masked_select(often).tolist() + [x.masked_select(~often).sum().item()] for x in (seen, expected)]
+    return float(chisquare(pool[0], [e * sum(pool[0]) / sum(pool[1]) for e in pool[1]]).pvalue)
+
+
+def test_tokens_come_from_the_tempered_softmax(lm: LM) -> None:
+    row = prompts(lm)[1]
+    tokens, mask = pad_batch([row], lm.pad_id)
+    found = sample(lm.model, tokens, mask, 1, 0.7, seed=11, num_samples=4000)
+    assert p_value(lm, row, found, 0.7) > 1e-3
+    assert p_value(lm, row, found, 0.8) < 1e-6  # the test would see another temperature
+
+
+def test_eos_does_not_stop(lm: LM) -> None:
+    # with EOS alone made likely, every token is EOS, and there are as many as asked for
+    class Always:
+        def __call__(self, **kwargs: object) -> object:
+            out = lm.model(**kwargs)
+            out.logits = torch.zeros_like(out.logits)
+            out.logits[..., lm.tokenizer.eos_token_id] = 100.0
+            return out
+
+    tokens, mask = pad_batch(prompts(lm), lm.pad_id)
+    assert sample(Always(), tokens, mask, 4, 1.0, seed=0).tolist() == [[lm.tokenizer.eos_token_id] * 4] * 4
+
+
+def test_prompts_must_be_padded_on_the_left(lm: LM) -> None:
+    tokens, mask = pad_batch(prompts(lm), lm.pad_id, "right")
+    with pytest.raises(ValueError, match="expected left-padded prompts of at least one token"):
+        sample(lm.model, tokens, mask, 2, 1.0, seed=0)
+    gap = torch.tensor([[True, False, True]])
+    with pytest.raises(ValueError, match="expected left-padded prompts"):
+        sample(lm.model, torch.ones((1, 3), dtype=torch.long), gap, 2, 1.0, seed=0)
+
+
+def test_seeds_are_distinct() -> None:
+    seeds = {seed_for(s, i, r) for s in range(5) for i in range(2000) for r in range(8)}
+    assert len(seeds) == 5 * 2000 * 8
+    assert all(0 <= s < 2**63 for s in seeds)
+    assert 0 <= seed_for(2**62, 10**6, 7) < 2**63
+    assert math.isfinite(torch.rand(1, generator=torch.Generator().manual_seed(max(seeds))).item())

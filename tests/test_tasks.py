@@ -1,0 +1,123 @@
+"""Queries cut from texts by hand, tokens of texts, and the table of the four tasks."""
+
+import math
+from dataclasses import replace
+
+import pytest
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from lightning_rlhf.models import ASSETS
+from lightning_rlhf.tasks import TASKS, Task, UsageError, build_query, single_token, task_dict, task_tokens
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(ASSETS / "stories260k")
+
+
+S, E = 7, 8  # start and end token
+
+
+@pytest.mark.parametrize(
+    ("tokens", "length", "start", "end", "expected"),
+    [
+        ([1, 2, 3], 5, None, None, [1, 2, 3, 0, 0]),  # padded on the right
+        ([1, 2, 3], 3, None, None, [1, 2, 3]),  # exactly
+        ([1, 2, 3, 4], 3, None, None, [1, 2, 3]),  # cut
+        ([1, 2, 3], 3, S, None, None),  # no start token: skipped
+        ([1, S, 2, S, 3], 4, S, None, [2, S, 3, 0]),  # after the first one
+        ([1, 2, S], 4, S, None, [1, 2, S, 0]),  # it is the last token: the whole text
+        ([S], 2, S, None, [S, 0]),
+        ([1, S, 2, 3, 4, S], 2, S, None, [2, 3]),  # what follows is cut to the length
+        ([1, 2, 3], 3, None, E, None),  # no end token: skipped
+        ([1, E, 2, E, 3], 5, None, E, [1, E, 2, E, 0]),  # just after the last one
+        ([1, E, 2, E, 3], 3, None, E, [1, E, 0]),  # the last within the length
+        ([1, 2, 3, E], 3, None, E, None),  # it is beyond the length: skipped
+        ([1, 2, E], 3, None, E, [1, 2, E]),
+        ([E, 1, 2], 2, None, E, [E, 0]),
+        ([E, S, 1, 2], 3, S, E, None),  # the end token stood before the start
+        ([1, S, 2, S, 3, S, 4], 5, S, S, [2, S, 3, S, 0]),  # the style tasks: both are the full stop
+        ([1, S, 2, 3], 5, S, S, None),
+        ([1, 2, S], 3, S, S, [1, 2, S]),
+        ([0, 0, S, 0, E], 3, S, E, [0, E, 0]),  # the pad's id is an ordinary token in a text
+        ([], 2, S, None, None),
+        ([], 2, None, None, None),
+    ],
+)
+def test_build_query(tokens: list[int], length: int, start: int | None, end: int | None, expected: list[int] | None) -> None:
+    before = list(tokens)
+    assert build_query(tokens, length, start, end) == expected
+    assert tokens == before
+
+
+def test_build_query_pads_with_what_is_asked() -> None:
+    assert build_query([1], 3, pad_id=50259) == [1, 50259, 50259]
+
+
+@pytest.mark.parametrize("length", [0, -1])
+def test_build_query_refuses_a_length_below_one(length: int) -> None:
+    with pytest.raises(ValueError, match=f"length: found {length}, expected at least 1"):
+        build_query([1], length)
+
+
+def test_single_token_is_the_one_of_running_text(tokenizer: PreTrainedTokenizerBase) -> None:
+    ids = tokenizer("It was late.", add_special_tokens=False).input_ids
+    assert single_token(tokenizer, ".") == ids[-1]
+    assert tokenizer.convert_ids_to_tokens(single_token(tokenizer, "\n")) == "<0x0A>"
+    assert single_token(tokenizer, None) is None
+
+
+@pytest.mark.parametrize("text", ["..", "zebra", ""])
+def test_single_token_refuses(tokenizer: PreTrainedTokenizerBase, text: str) -> None:
+    with pytest.raises(UsageError, match=rf"task.end_text: '{text}' is \[.*\] after 'a' in this tokenizer, expected exactly one token"):
+        single_token(tokenizer, text, "task.end_text")
+
+
+def test_task_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
+    resolved = task_tokens(TASKS["cnndm"], tokenizer)
+    body = tokenizer("The cat").input_ids[1:]
+    whole = [*resolved.prefix, *body, *resolved.suffix]
+    assert resolved.prefix[0] == tokenizer.bos_token_id
+    assert whole.count(tokenizer.bos_token_id) == 1
+    assert tokenizer.decode(resolved.prefix, skip_special_tokens=True) == "Article:\n\n"
+    assert tokenizer.decode([*body, *resolved.suffix], skip_special_tokens=True) == "The cat\n\nTL;DR:"
+    newline = single_token(tokenizer, "\n")
+    assert (resolved.start, resolved.end, resolved.truncate) == (None, newline, newline)
+    style = task_tokens(TASKS["sentiment"], tokenizer)
+    assert (style.prefix, style.suffix) == ((tokenizer.bos_token_id,), ())
+    assert style.start == style.end == style.truncate == single_token(tokenizer, ".")
+
+
+def test_the_table() -> None:
+    fields = ("query_length", "query_prefix", "query_suffix", "start_text", "end_text", "response_length", "truncate_text",
+              "truncate_after", "penalty", "temperature")  # fmt: skip
+    table = {name: tuple(getattr(task, f) for f in fields) for name, task in TASKS.items()}
+    assert table == {
+        "sentiment": (64, "", "", ".", ".", 24, ".", 16, -1.0, 0.7),
+        "descriptiveness": (64, "", "", ".", ".", 24, ".", 16, -1.0, 0.7),
+        "tldr": (500, "", "\n\nTL;DR:", None, None, 75, "\n", 55, -1.0, 0.7),
+        "cnndm": (500, "Article:\n\n", "\n\nTL;DR:", None, "\n", 75, "\n", 55, -1.0, 0.5),
+    }
+    assert all(task.name == name and task.problems() == [] for name, task in TASKS.items())
+    assert task_dict(TASKS["tldr"]).keys() == {"name", *fields}
+    assert Task(**task_dict(TASKS["cnndm"])) == TASKS["cnndm"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"query_length": 0}, "task.query_length: found 0, expected at least 1"),
+        ({"response_length": 0, "truncate_after": 0}, "task.response_length: found 0, expected at least 1"),
+        ({"truncate_after": 24}, "task.truncate_after: found 24, expected 0 to response_length - 1 = 23"),
+        ({"truncate_after": -1}, "task.truncate_after: found -1, expected 0 to response_length - 1 = 23"),
+        ({"temperature": 0.0}, "task.temperature: found 0.0, expected above 0"),
+        ({"temperature": math.nan}, "task.temperature: found nan, expected above 0"),
+    ],
+)
+def test_problems(change: dict, message: str) -> None:
+    assert message in replace(Task(), **change).problems()
+
+
+def test_problems_come_all_at_once() -> None:
+    assert len(Task(query_length=0, response_length=0, temperature=-1.0).problems()) == 4
+    assert Task(truncate_after=23).problems() == Task(truncate_after=0).problems() == []

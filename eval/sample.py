@@ -43,12 +43,10 @@ def slug(policy: str) -> str:
 
 
 def fingerprint(name: str) -> str:
-    """What tells one model from another without loading it: where it is, and its weights' size and date."""
+    """What tells one model from another without loading it: the hash of its weights, or its Hub id."""
     found = Path(find_lm(name))
-    if found.is_dir():
-        files = sorted(f for f in found.iterdir() if f.suffix in (".safetensors", ".bin"))
-        return "|".join(f"{f.name}:{f.stat().st_size}:{f.stat().st_mtime_ns}" for f in files)
-    return str(found)
+    files = sorted(f for f in found.iterdir() if f.suffix in (".safetensors", ".bin")) if found.is_dir() else [found]
+    return "|".join(f"{f.name}:{file_sha256(f)}" if f.is_file() else name for f in files)
 
 
 def load_on_device(name: str) -> LM:

@@ -12,23 +12,37 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
-from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from transformers.utils import logging as transformers_logging
 
 from .data import StageData
 from .labelers import label
 from .prompts import build_prompts
 from .records import DataError
+from .scoring import guard_problems
 from .stage import StageModule
 from .tasks import Task, UsageError
 
 FUNCTIONS: dict[str, Callable[..., None]] = {"prompts": build_prompts, "labels": label}
 RUN_DIR_HELP = "Folder of the whole run; configs refer to it as ${run_dir}."
 LM_HELP = "The language model: embedded name, directory, GGUF file or Hub id; configs refer to it as ${lm}."
+
+
+class SaveConfig(SaveConfigCallback):
+    """Keeps the parsed config beside the logs; without a logger there is no place for it (run.json holds it too)."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Save it, where there is a logger."""
+        if trainer.loggers:
+            super().setup(trainer, pl_module, stage)
 
 
 class RLHFCLI(LightningCLI):
@@ -51,38 +65,96 @@ class RLHFCLI(LightningCLI):
         for part in ("model", "data"):
             parser.link_arguments("seed_everything", f"{part}.init_args.seed", compute_fn=int)
 
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: LightningCLI would lay a checkpoint's hyperparameters over flags and YAML; here a difference is an error."""
+
+    def instantiate_classes(self) -> None:
+        """As in LightningCLI; what a class refuses of its arguments (UsageError is a ValueError) is the user's to change."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """As in LightningCLI; what the Trainer cannot do here (a device, a strategy) is the user's to change."""
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, ImportError, TypeError, ValueError) as error:
+            raise UsageError(f"trainer: {error}") from None
+
     def _check(self) -> None:
+        """Collect every problem that options and files show, before a model is loaded; raises UsageError."""
         subcommand = self.config[self.config.subcommand]
-        resuming = bool(subcommand.get("ckpt_path"))
-        problems = self.datamodule.check() + self.model.check(self.datamodule, self.trainer, resuming)
-        if resuming and not os.path.isfile(subcommand.ckpt_path):
-            problems.append(f"--ckpt_path: {subcommand.ckpt_path}: no such file")
+        resume = subcommand.get("ckpt_path")
+        config = yaml.safe_load(self._parser(self.config.subcommand).dump(subcommand, skip_validation=True))
+        self.model.record_options(config, self.datamodule.files)
+        given = config["model"]["init_args"]
+        problems = guard_problems(given.get("guard_comparisons"), given.get("guard_pairs"))
+        asked, got = str(config["trainer"]["precision"]), str(self.trainer.precision)
+        if asked in ("16-mixed", "16") and got not in ("16-mixed", "16"):  # Lightning changes it with no more than a warning
+            problems.append(f"trainer.precision: found {asked}, which is not to be had on this device; {got} is, or 32-true")
+        for check in (
+            self.datamodule.check,
+            lambda: self.model.check(self.datamodule, self.trainer, bool(resume)),
+            lambda: self.model.check_checkpoint(resume) if resume else [],
+        ):
+            try:
+                problems += check()
+            except (UsageError, DataError) as error:
+                problems.append(str(error))
         if problems:
             raise UsageError("\n".join(problems))
-        self.model.run_config = yaml.safe_load(self._parser(self.config.subcommand).dump(subcommand, skip_validation=True))
-        self.model.run_files = [f for f in self.datamodule.files.values() if f]
 
     before_fit = _check
     before_validate = _check
 
 
-def run_function(name: str, args: list[str]) -> None:
-    """Parse a function's options and call it."""
+CLI_OPTIONS: dict[str, Any] = dict(
+    subclass_mode_model=True, subclass_mode_data=True, auto_configure_optimizers=False, seed_everything_default=1,
+    save_config_callback=SaveConfig, parser_kwargs={"parser_mode": "omegaconf+"},
+)  # fmt: skip
+
+
+def parse_function(name: str, args: list[str]) -> dict[str, Any]:
+    """The options of a function's command: {name: value}."""
     parser = ArgumentParser(prog=f"lightning-rlhf {name}", parser_mode="omegaconf+", description=FUNCTIONS[name].__doc__)
     parser.add_argument("-c", "--config", action="config", help="A YAML file of options; may be given several times.")
     parser.add_argument("--run_dir", type=str, default="out/run", help=RUN_DIR_HELP)
     parser.add_function_arguments(FUNCTIONS[name])
     config = parser.instantiate(parser.parse_args(args))
-    options = config.as_dict() if hasattr(config, "as_dict") else dict(vars(config))
-    for extra in ("config", "run_dir"):
-        options.pop(extra, None)
-    FUNCTIONS[name](**{k: getattr(config, k) for k in options})
+    return {k: getattr(config, k) for k in vars(config) if k not in ("config", "run_dir")}
+
+
+def check_yaml(args: list[str]) -> None:
+    """Every config file named in the arguments is there and is YAML; raises UsageError with file and line."""
+    files = [a.split("=", 1)[1] for a in args if a.startswith("--config=")]
+    files += [after for word, after in pairwise(args) if word in ("-c", "--config")]
+    for file in files:
+        try:
+            found = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UsageError(f"{file}: {error.strerror}, expected a YAML file of options") from None
+        except UnicodeDecodeError:
+            raise UsageError(f"{file}: found a byte that is not UTF-8, expected a YAML file of options") from None
+        except yaml.MarkedYAMLError as error:
+            line = error.problem_mark.line + 1 if error.problem_mark else 1
+            raise UsageError(f"{file}:{line}: {error.problem}, expected YAML") from None
+        if not isinstance(found, dict):
+            raise UsageError(f"{file}: found {type(found).__name__}, expected a YAML file of options")
 
 
 def quiet() -> None:
     """Silence what a user cannot act on."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    for text in (".*does not have many workers.*", ".*LeafSpec.*", ".*isinstance\\(treespec.*", ".*Consider setting `persistent_workers.*", ".*num_workers.*", ".*in eval mode at the start of training.*", ".*args parameter is intended to run from within.*"):
+    for text in (
+        ".*does not have many workers.*",
+        ".*LeafSpec.*",
+        ".*isinstance\\(treespec.*",
+        ".*Consider setting `persistent_workers.*",
+        ".*num_workers.*",
+        ".*in eval mode at the start of training.*",
+        ".*args parameter is intended to run from within.*",
+    ):
         warnings.filterwarnings("ignore", text)
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     transformers_logging.disable_progress_bar()
@@ -94,18 +166,19 @@ def main(args: list[str] | None = None) -> None:
     quiet()
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)  # ${run_dir} inside a subcommand's own options
     try:
+        check_yaml(args)
         if args and args[0] in FUNCTIONS:
-            run_function(args[0], args[1:])
+            FUNCTIONS[args[0]](**parse_function(args[0], args[1:]))
         elif args and args[0] in RLHFCLI.subcommands():
-            RLHFCLI(
-                StageModule, StageData, subclass_mode_model=True, subclass_mode_data=True, auto_configure_optimizers=False,
-                seed_everything_default=1, parser_kwargs={"parser_mode": "omegaconf+"}, args=args,
-            )  # fmt: skip
+            RLHFCLI(StageModule, StageData, args=args, **CLI_OPTIONS)
         else:
             known = ", ".join([*FUNCTIONS, *RLHFCLI.subcommands()])
             print(f"usage: lightning-rlhf {{{known}}} -c CONFIG [-c OVERLAY …] [--OPTION VALUE …]\n\n{__doc__}")
             if args and args[0] not in ("-h", "--help"):
                 raise UsageError(f"no command {args[0]!r}, expected one of: {known}")
-    except (UsageError, DataError) as error:
+    except (UsageError, DataError, MisconfigurationException) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None

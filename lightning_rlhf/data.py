@@ -14,8 +14,8 @@ import pytorch_lightning as L
 import torch
 from torch import Tensor
 
-from .models import encode, encode_continuation, load_tokenizer, pad_batch
-from .records import Comparison, DataError, read_comparisons, read_demonstrations, read_prompts
+from .models import bos_ids, decode, encode, encode_continuation, load_tokenizer, pad_batch
+from .records import Comparison, DataError, Demonstration, read_comparisons, read_demonstrations, read_prompts
 from .tasks import Task, TaskTokens, task_tokens
 
 __all__ = ["Comparison", "DataError", "PreferenceData", "PromptData", "SFTData", "read_comparisons"]
@@ -76,6 +76,7 @@ class BatchLoader:
         self.num_batches = num_batches if num_batches is not None else -(-len(items) // batch_size)
         self.seed, self.rank, self.world_size = seed, rank, world_size
         self.epoch = self.position = 0
+        self.resumed = False
 
     def __len__(self) -> int:
         return self.num_batches
@@ -92,23 +93,27 @@ class BatchLoader:
         n, first = len(self.items), batch * self.batch_size
         if not self.cycle:
             return self._order(self.epoch)[first : first + self.batch_size]
+        first += self.epoch * self.num_batches * self.batch_size
         passes = {p: self._order(p) for p in range(first // n, (first + self.batch_size - 1) // n + 1)}
         return [passes[i // n][i % n] for i in range(first, first + self.batch_size)]
 
     def __iter__(self) -> Iterator[Any]:
+        # An epoch may be left before its end (Lightning stops at `len`, or at limit_*_batches): what comes is a new one,
+        # unless a checkpoint has just been loaded, whose epoch goes on.
+        if self.position >= self.num_batches or (self.position and not self.resumed):
+            self.epoch, self.position = self.epoch + 1, 0
+        self.resumed = False
         for batch in range(self.position, self.num_batches):
             self.position = batch + 1
             yield self.collate([self.items[i] for i in self.indices(batch)[self.rank :: self.world_size]])
-        self.position = 0
-        self.epoch += 1
 
     def state_dict(self) -> dict[str, int]:
-        """Where it stands."""
+        """Where it stands: the epoch, and the batches of it that have been handed out."""
         return {"epoch": self.epoch, "position": self.position}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on from there."""
-        self.epoch, self.position = state["epoch"], state["position"]
+        self.epoch, self.position, self.resumed = state["epoch"], state["position"], True
 
 
 class StageData(L.LightningDataModule):
@@ -118,6 +123,8 @@ class StageData(L.LightningDataModule):
         super().__init__()
         self.tokenizer_name, self.task, self.batch_size, self.seed = tokenizer, task, batch_size, seed
         self.read_done = False
+        self.train_loader: BatchLoader | None = None
+        self.resume_at: dict[str, int] | None = None
 
     files: dict[str, str | None]
 
@@ -151,13 +158,36 @@ class StageData(L.LightningDataModule):
         """A record's prompt as token ids, at most `query_length` of them. Raises DataError where it is longer."""
         ids = encode(self.tokenizer, text)
         if len(ids) > self.task.query_length:
-            raise DataError(f"{where}: field 'prompt': {len(ids)} tokens, expected at most task.query_length = {self.task.query_length}")
+            most = self.task.query_length
+            raise DataError(f"{where}: field 'prompt': found {len(ids)} tokens, expected at most task.query_length = {most}")
         return ids
 
-    def loader(self, items: Sequence[Any], collate: Callable[[list[Any]], Any], shuffle: bool, num_batches: int | None = None) -> BatchLoader:
+    def loader(
+        self, items: Sequence[Any], collate: Callable[[list[Any]], Any], shuffle: bool, num_batches: int | None = None
+    ) -> BatchLoader:
         """A loader for this rank."""
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         return BatchLoader(items, self.batch_size, collate, num_batches, self.seed if shuffle else None, rank, world)
+
+    def training_loader(
+        self, items: Sequence[Any], collate: Callable[[list[Any]], Any], num_batches: int | None = None
+    ) -> BatchLoader:
+        """The shuffled one, which goes on where a checkpoint left it."""
+        self.train_loader = self.loader(items, collate, shuffle=True, num_batches=num_batches)
+        if self.resume_at:
+            self.train_loader.load_state_dict(self.resume_at)
+        return self.train_loader
+
+    # The position is kept here: Lightning restores a loader's own state only where nothing has asked for the loader
+    # before, and the schedules do (`estimated_stepping_batches`).
+
+    def state_dict(self) -> dict[str, Any]:
+        """The training loader's position."""
+        return {"train": self.train_loader.state_dict() if self.train_loader else None}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take it up."""
+        self.resume_at = state_dict["train"]
 
 
 def policy_prompt(query: list[int], resolved: TaskTokens) -> list[int]:
@@ -177,7 +207,9 @@ class SFTData(StageData):
         seed: Of the order.
     """
 
-    def __init__(self, train: str, tokenizer: str, task: Task, val: str | None = None, batch_size: int = 32, seed: int = 1) -> None:
+    def __init__(
+        self, train: str, tokenizer: str, task: Task, val: str | None = None, batch_size: int = 32, seed: int = 1
+    ) -> None:
         super().__init__(tokenizer, task, batch_size, seed)
         self.files = {"train": train, "val": val}
 
@@ -190,14 +222,16 @@ class SFTData(StageData):
     def setup(self, stage: str | None = None) -> None:
         """Tokenise."""
         self.read()
-        resolved = self.prepare_tokens()
+        self.prepare_tokens()
         self.items = {
-            split: [
-                (policy_prompt(self.query_ids(r.prompt, f"{self.files[split]}: record {i}"), resolved), encode_continuation(self.tokenizer, r.completion))
-                for i, r in enumerate(records, 1)
-            ]
+            split: [self.item(r, f"{self.files[split]}: record {i}") for i, r in enumerate(records, 1)]
             for split, records in self.records.items()
         }
+
+    def item(self, record: Demonstration, where: str) -> tuple[list[int], list[int]]:
+        """A record → (prompt ids as the policy sees them, response ids)."""
+        query = self.query_ids(record.prompt, where)
+        return policy_prompt(query, self.resolved), encode_continuation(self.tokenizer, record.completion)
 
     @staticmethod
     def collate(rows: list[tuple[list[int], list[int]]]) -> SFTBatch:
@@ -210,7 +244,7 @@ class SFTData(StageData):
 
     def train_dataloader(self) -> BatchLoader:
         """Shuffled."""
-        return self.loader(self.items["train"], self.collate, shuffle=True)
+        return self.training_loader(self.items["train"], self.collate)
 
     def val_dataloader(self) -> BatchLoader | list[Any]:
         """In file order; none where there is no file."""
@@ -229,7 +263,9 @@ class PreferenceData(StageData):
         seed: Of the order.
     """
 
-    def __init__(self, train: str, tokenizer: str, task: Task, val: str | None = None, batch_size: int = 32, seed: int = 1) -> None:
+    def __init__(
+        self, train: str, tokenizer: str, task: Task, val: str | None = None, batch_size: int = 32, seed: int = 1
+    ) -> None:
         super().__init__(tokenizer, task, batch_size, seed)
         self.files = {"train": train, "val": val}
 
@@ -248,6 +284,7 @@ class PreferenceData(StageData):
     def setup(self, stage: str | None = None) -> None:
         """Tokenise."""
         self.read()
+        self.prepare_tokens()
         self.items = {
             split: [self.item(r, f"{self.files[split]}: record {i}") for i, r in enumerate(records, 1)]
             for split, records in self.records.items()
@@ -255,10 +292,6 @@ class PreferenceData(StageData):
 
     def item(self, record: Comparison, where: str) -> tuple[list[int], list[list[int]], int]:
         """A record → (query ids with BOS, ids of each response, best)."""
-        resolved = self.prepare_tokens()
-        from .models import bos_ids
-
-        del resolved
         query = bos_ids(self.tokenizer) + self.query_ids(record.prompt, where)
         assert record.best is not None
         return query, [encode_continuation(self.tokenizer, r) for r in record.responses], record.best
@@ -275,7 +308,7 @@ class PreferenceData(StageData):
 
     def train_dataloader(self) -> BatchLoader:
         """Shuffled."""
-        return self.loader(self.items["train"], self.collate, shuffle=True)
+        return self.training_loader(self.items["train"], self.collate)
 
     def val_dataloader(self) -> BatchLoader | list[Any]:
         """In file order; none where there is no file."""
@@ -310,7 +343,9 @@ class PromptData(StageData):
         """As for every stage; and the episodes must be at least one batch."""
         problems = super().check()
         if self.total_episodes < self.batch_size:
-            problems.append(f"data.total_episodes: found {self.total_episodes}, expected at least data.batch_size = {self.batch_size}")
+            problems.append(
+                f"data.total_episodes: found {self.total_episodes}, expected at least data.batch_size = {self.batch_size}"
+            )
         return problems
 
     def read(self) -> None:
@@ -327,8 +362,6 @@ class PromptData(StageData):
 
     def collate(self, rows: list[tuple[Any, list[int]]]) -> PromptBatch:
         """Items → batch."""
-        from .models import bos_ids, decode
-
         bos = bos_ids(self.tokenizer)
         tokens, mask = pad_batch([policy_prompt(q, self.resolved) for _, q in rows], pad_id=0, side="left")
         texts = [r.prompt if isinstance(r.prompt, str) else decode(self.tokenizer, q) for r, q in rows]
@@ -338,4 +371,4 @@ class PromptData(StageData):
 
     def train_dataloader(self) -> BatchLoader:
         """Shuffled, ⌈total_episodes / batch_size⌉ batches."""
-        return self.loader(self.items, self.collate, shuffle=True, num_batches=self.iterations)
+        return self.training_loader(self.items, self.collate, self.iterations)

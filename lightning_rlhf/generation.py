@@ -47,8 +47,8 @@ def sample(
     Raises:
         ValueError: A row that is not left-padded.
     """
-    if not bool(mask[:, -1].all()):
-        raise ValueError("sample: a prompt's last place is padding, expected left-padded prompts of at least one token")
+    if not bool(mask[:, -1].all()) or bool((mask[:, :-1] & ~mask[:, 1:]).any()):
+        raise ValueError("sample: padding after a prompt's first token, expected left-padded prompts of at least one token")
     generator = torch.Generator(device=tokens.device).manual_seed(seed)
     positions = position_ids(mask)
     out = model(

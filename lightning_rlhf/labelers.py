@@ -19,8 +19,12 @@ from .runinfo import RunInfo
 from .scoring import call_reward, load_callable
 from .tasks import Task, TaskTokens, UsageError, task_tokens
 
+PRECISIONS = ("32", "bf16", "auto")
 
-def answer(lm: LM, task: Task, resolved: TaskTokens, prompts: list[Any], seed: int, num_samples: int = 1) -> tuple[list[list[str]], list[list[list[int]]], list[list[bool]]]:
+
+def answer(
+    lm: LM, task: Task, resolved: TaskTokens, prompts: list[Any], seed: int, num_samples: int = 1
+) -> tuple[list[list[str]], list[list[list[int]]], list[list[bool]]]:
     """Sample `num_samples` responses a prompt.
 
     Args:
@@ -74,14 +78,22 @@ def label(
     Raises:
         UsageError, DataError: An option or a file is wrong; nothing has been sampled then.
     """
-    if num_samples < 2:
-        raise UsageError(f"num_samples: found {num_samples}, expected at least 2")
+    least = {"num_samples": (num_samples, 2), "batch_size": (batch_size, 1), "train": (train, 1), "val": (val, 1)}
+    problems = task.problems() + [
+        f"{k}: found {v}, expected at least {low}" for k, (v, low) in least.items() if v is not None and v < low
+    ]
+    if precision not in PRECISIONS:
+        problems.append(f"precision: found {precision!r}, expected 32, bf16 or auto")
+    files = {s: Path(prompts) / f"{s}.jsonl" for s in ("train", "val")}
+    problems += [f"prompts: {file}: no such file" for file in files.values() if not file.is_file()]
+    if problems:
+        raise UsageError("\n".join(problems))
     reward = load_callable(labeler)
     find_lm(lm)
     limits = {"train": train, "val": val}
-    splits = {s: list(read_prompts(str(Path(prompts) / f"{s}.jsonl")))[:n] for s, n in limits.items()}
+    splits = {s: list(read_prompts(file))[: limits[s]] for s, file in files.items()}
     config = dict(lm=lm, task=vars(task), labeler=labeler, num_samples=num_samples, batch_size=batch_size, precision=precision)
-    info = RunInfo("labels", seed, config, [Path(prompts) / f"{s}.jsonl" for s in splits])
+    info = RunInfo("labels", seed, config, list(files.values()))
     policy = load_lm(lm)
     resolved = task_tokens(task, policy.tokenizer)
     counts: dict[str, Any] = {}
@@ -109,5 +121,6 @@ def compare(reward: Any, prompts: list[Prompt], texts: list[list[str]]) -> list[
     for prompt, responses in zip(prompts, texts, strict=True):
         scores = call_reward(reward, [prompt.prompt] * len(responses), responses, {})
         row = {"prompt": prompt.prompt, "responses": responses, "best": scores.index(max(scores))}
-        made.append({**row, "labeler_scores": [round(s, 6) for s in scores], **{k: v for k, v in prompt.meta.items() if k == "id"}})
+        named = {k: v for k, v in prompt.meta.items() if k == "id"}
+        made.append({**row, "labeler_scores": [round(s, 6) for s in scores], **named})
     return made

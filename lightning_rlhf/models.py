@@ -178,7 +178,7 @@ def entropy_of(logits: Tensor, temperature: float = 1.0) -> Tensor:
 
 def pad_batch(rows: Sequence[Sequence[int]], pad_id: int, side: str = "left", length: int | None = None) -> tuple[Tensor, Tensor]:
     """Rows of ids → (tokens (B, T) long, mask (B, T) bool), padded on one side to `length` or the longest row."""
-    width = max(1, *(len(r) for r in rows)) if length is None else length
+    width = max([1, *(len(r) for r in rows)]) if length is None else length
     tokens = torch.full((len(rows), width), pad_id, dtype=torch.long)
     mask = torch.zeros((len(rows), width), dtype=torch.bool)
     for i, row in enumerate(rows):
@@ -217,6 +217,7 @@ def load_lm(name: str, dtype: torch.dtype = torch.float32) -> LM:
         UsageError: No such model, or its logits are not its output embedding applied to its last hidden state.
     """
     found = find_lm(name)
+    model: Any
     if found.endswith(".gguf"):
         model = AutoModelForCausalLM.from_pretrained(Path(found).parent, gguf_file=Path(found).name, dtype=dtype)
     else:
@@ -224,13 +225,19 @@ def load_lm(name: str, dtype: torch.dtype = torch.float32) -> LM:
     tokenizer = load_tokenizer(name)
     own = getattr(model.config, "vocab_size_without_pad", None)
     if own is not None:
-        model.resize_token_embeddings(own)
-        del model.config.vocab_size_without_pad
+        _without_pad(model, own)
     rows = model.get_input_embeddings().weight.shape[0]
     pad = next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None and i < rows)
     model.eval()
     _check_head(model, name)
     return LM(model, tokenizer, name, pad)
+
+
+def _without_pad(model: Any, rows: int) -> None:
+    """Take off the pad row that an export added, and what the config says of it (an id beyond the embedding)."""
+    model.resize_token_embeddings(rows)
+    del model.config.vocab_size_without_pad
+    model.config.pad_token_id = None
 
 
 @torch.no_grad()
@@ -321,14 +328,15 @@ class SplitTrunk:
 
     def __init__(self, model: Any, trained: int) -> None:
         base = model.base_model
-        names = next((n for n in (("layers", "norm", ""), ("h", "ln_f", "wpe")) if hasattr(base, n[0]) and hasattr(base, n[1])), None)
+        families = (("layers", "norm", ""), ("h", "ln_f", "wpe"))
+        names = next((n for n in families if hasattr(base, n[0]) and hasattr(base, n[1])), None)
         if names is None:
             raise UsageError(f"trainable_layers: not supported for {type(base).__name__}; leave it null to train all layers")
         blocks, norm, positions = names
         layers = getattr(base, blocks)
         if not 0 < trained <= len(layers):
             raise UsageError(f"trainable_layers: found {trained}, expected 1 to the model's {len(layers)} blocks")
-        self.cut = len(layers) - trained
+        self.trained, self.cut = trained, len(layers) - trained
         self._below, self._above = copy.copy(base), copy.copy(base)
         self._below._modules = {**base._modules, blocks: layers[: self.cut], norm: nn.Identity()}
         self._above._modules = {**base._modules, blocks: layers[self.cut :]}
@@ -352,6 +360,14 @@ class SplitTrunk:
         return self._above(
             inputs_embeds=features, attention_mask=mask.long(), position_ids=position_ids(mask), use_cache=False
         ).last_hidden_state
+
+    def shared_with(self, model: Any) -> SplitTrunk | None:
+        """Another model split at the same block, if `below` serves both; None where it does not."""
+        try:
+            other = SplitTrunk(model, self.trained)
+        except UsageError:  # another family, or fewer blocks
+            return None
+        return other if self.shares_below(other) else None
 
     def shares_below(self, other: SplitTrunk | None) -> bool:
         """Whether the other trunk, cut at the same block, has bit-equal parameters below: then `below` serves both."""
@@ -402,10 +418,10 @@ def _pad_apart(model: Any, tokenizer: Any) -> None:
     """Give model and tokenizer a pad token distinct from EOS (transformers finds the last token by `!= pad`)."""
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
-        rows = model.get_input_embeddings().weight.shape[0]
-        if tokenizer.pad_token_id >= rows:
-            model.config.vocab_size_without_pad = rows
-            model.resize_token_embeddings(tokenizer.pad_token_id + 1)
+    rows = model.get_input_embeddings().weight.shape[0]
+    if tokenizer.pad_token_id >= rows:  # also where an earlier export added it, and `load_lm` took its row off again
+        model.config.vocab_size_without_pad = rows
+        model.resize_token_embeddings(tokenizer.pad_token_id + 1)
     model.config.pad_token_id = tokenizer.pad_token_id
 
 
@@ -422,6 +438,8 @@ def save_policy(directory: str | Path, model: Any, tokenizer: Any, extra: dict[s
 
     model, tokenizer = copy.deepcopy(model).float().cpu(), copy.deepcopy(tokenizer)
     _pad_apart(model, tokenizer)
+    if hasattr(model.config, "vocab_size_without_pad"):  # the new row was never trained: `generate` must not sample it
+        model.generation_config.suppress_tokens = [tokenizer.pad_token_id]
     with atomic_directory(directory) as partial:
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
@@ -479,7 +497,7 @@ def load_scalar(directory: str | Path) -> tuple[ScalarModel, Any, dict[str, Any]
     tokenizer = AutoTokenizer.from_pretrained(directory)
     own = getattr(classifier.config, "vocab_size_without_pad", None)
     if own is not None:
-        classifier.resize_token_embeddings(own)
+        _without_pad(classifier, own)
     scalar = ScalarModel(classifier.base_model, classifier.score.weight.shape[1], std=0.0)
     with torch.no_grad():
         scalar.head.weight.copy_(classifier.score.weight)

@@ -70,7 +70,8 @@ def whiten(values: Tensor, mask: Tensor | None = None, shift_mean: bool = True) 
     Returns:
         (B, T) float32, masked entries 0.
     """
-    values, real = values.float(), _mask(values, mask)
+    real = _mask(values, mask)
+    values = torch.where(real, values.float(), 0.0)  # garbage must not reach the square's gradient either
     mean = masked_mean(values, real)
     variance = masked_mean((values - mean) ** 2, real)
     white = (values - mean) * torch.rsqrt(variance + 1e-8)
@@ -219,7 +220,13 @@ class AdaptiveKL(FixedKL):
         self.target, self.horizon = target, horizon
 
     def update(self, kl: float, episodes: int) -> float:
-        """Sets and returns the new coefficient, from the batch's mean KL and its number of episodes."""
+        """Sets and returns the new coefficient, from the batch's mean KL and its number of episodes.
+
+        Raises:
+            ValueError: The KL is not finite.
+        """
+        if not math.isfinite(kl):
+            raise ValueError(f"AdaptiveKL.update: found a KL of {kl}, expected a finite number")
         error = min(0.2, max(-0.2, kl / self.target - 1.0))
         self.coef *= 1.0 + error * episodes / self.horizon
         return self.coef
@@ -243,7 +250,7 @@ class Rollout:
 
     def rows(self, index: Tensor) -> Rollout:
         """Some of its episodes."""
-        picked = {k: None if v is None else v[index] for k, v in vars(self).items()}
+        picked: dict[str, Any] = {k: None if v is None else v[index] for k, v in vars(self).items()}
         return replace(self, **picked)
 
 
@@ -335,13 +342,17 @@ class PPOModule(StageModule):
         problems = super().check(data, trainer, resuming)
         if str(trainer.precision) in ("16-mixed", "16-true"):
             problems.append(
-                f"trainer.precision: found {trainer.precision}; PPO is refused under it, because the gradient scaler skips optimizer "
-                "steps while the schedule and the KL controller go on; use bf16-mixed or 32-true"
+                f"trainer.precision: found {trainer.precision}; PPO is refused under it, because the gradient scaler skips "
+                "optimizer steps while the schedule and the KL controller go on; use bf16-mixed or 32-true"
             )
         if self.kl_coef < 0 and not self.allow_negative_kl:
-            problems.append(f"model.kl_coef: found {self.kl_coef}; a negative one pays for leaving the reference (--model.allow_negative_kl true)")
+            problems.append(
+                f"model.kl_coef: found {self.kl_coef}; a negative one pays for leaving the reference "
+                "(--model.allow_negative_kl true)"
+            )
         if self.kl_target is not None and not (self.kl_target > 0 and self.kl_horizon > 0):
-            problems.append(f"model.kl_target, model.kl_horizon: found {self.kl_target} and {self.kl_horizon}, expected both above 0")
+            found = f"{self.kl_target} and {self.kl_horizon}"
+            problems.append(f"model.kl_target, model.kl_horizon: found {found}, expected both above 0")
         for option in ("num_ppo_epochs", "num_mini_batches"):
             if getattr(self, option) < 1:
                 problems.append(f"model.{option}: found {getattr(self, option)}, expected at least 1")
@@ -349,14 +360,20 @@ class PPOModule(StageModule):
         pieces = ranks * max(1, self.num_mini_batches)
         if data.batch_size % pieces:
             problems.append(
-                f"data.batch_size: {data.batch_size} cannot be split into model.num_mini_batches = {self.num_mini_batches} on {ranks} device(s)"
+                f"data.batch_size: {data.batch_size} cannot be split into model.num_mini_batches = {self.num_mini_batches} "
+                f"on {ranks} device(s)"
             )
-        elif self.micro_batch_size is not None and (self.micro_batch_size < 1 or (data.batch_size // pieces) % self.micro_batch_size):
-            problems.append(
-                f"model.micro_batch_size: minibatches of {data.batch_size // pieces} cannot be split into micro-batches of {self.micro_batch_size}"
-            )
+        elif self.micro_batch_size is not None:
+            minibatch = data.batch_size // pieces
+            if self.micro_batch_size < 1 or minibatch % self.micro_batch_size:
+                problems.append(
+                    f"model.micro_batch_size: minibatches of {minibatch} cannot be split into micro-batches of "
+                    f"{self.micro_batch_size}"
+                )
         if is_learned(self.reward_name) and not self.guard_comparisons and not self.allow_unguarded:
-            problems.append("model.guard_comparisons: not given; a learned reward needs held-out comparisons (--model.allow_unguarded true)")
+            problems.append(
+                "model.guard_comparisons: not given; a learned reward needs held-out comparisons (--model.allow_unguarded true)"
+            )
         return problems
 
     def configure_model(self) -> None:
@@ -371,9 +388,12 @@ class PPOModule(StageModule):
             raise UsageError(f"model.reference: {self.reference_name} and {self.policy_name} have different vocabularies")
         self.reward = load_reward(self.reward_name)
         self.resolved = task_tokens(self.task, self.tokenizer)
-        self.same_tokens = isinstance(self.reward, LearnedReward) and _vocabulary(self.reward.tokenizer) == _vocabulary(self.tokenizer)
+        learned = self.reward if isinstance(self.reward, LearnedReward) else None
+        self.same_tokens = learned is not None and _vocabulary(learned.tokenizer) == _vocabulary(self.tokenizer)
         self.kl = FixedKL(self.kl_coef) if self.kl_target is None else AdaptiveKL(self.kl_coef, self.kl_target, self.kl_horizon)
-        self.split = self.ref_split = self.reward_split = None
+        self.split: SplitTrunk | None = None
+        self.ref_split: SplitTrunk | None = None
+        self.reward_split: SplitTrunk | None = None
         if self.trainable_layers is not None:
             self._share_trunk(self.trainable_layers)
         for frozen in (self.reference, self.reward):
@@ -383,12 +403,10 @@ class PPOModule(StageModule):
     def _share_trunk(self, trained: int) -> None:
         """Cut the trunks; blocks below the cut are run once for every network whose parameters there are bit-equal."""
         self.split = SplitTrunk(self.policy, trained)
-        reference = SplitTrunk(self.reference, trained)
-        self.ref_split = reference if self.split.shares_below(reference) else None
+        self.ref_split = self.split.shared_with(self.reference)
         no_affixes = list(self.resolved.prefix) == bos_ids(self.tokenizer) and not self.resolved.suffix
         if isinstance(self.reward, LearnedReward) and self.same_tokens and no_affixes:
-            reward = SplitTrunk(self.reward.scalar.trunk, trained)
-            self.reward_split = reward if self.split.shares_below(reward) else None
+            self.reward_split = self.split.shared_with(self.reward.scalar.trunk)
 
     def configure_optimizers(self) -> Any:
         """The chosen optimizer; lr_u = lr (1 − u / updates), constant within an iteration."""
@@ -420,7 +438,8 @@ class PPOModule(StageModule):
         high, low = (call_reward(self.reward, prompts, texts, {}) for texts in (better, worse))  # type: ignore[arg-type]
         for pair, h, l in zip(pairs, high, low, strict=True):
             if not h > l:
-                raise UsageError(f"the reward was refused: guard_pairs: {pair['better']!r} scores {h:.4f}, not above {pair['worse']!r} with {l:.4f}")
+                order = f"{pair['better']!r} scores {h:.4f}, not above {pair['worse']!r} with {l:.4f}"
+                raise UsageError(f"the reward was refused: guard_pairs: {order}")
         return {"kind": "pairs", "n": len(pairs)}
 
     def stage_state(self) -> dict[str, Any]:
@@ -456,7 +475,7 @@ class PPOModule(StageModule):
 
     def gathered(self, values: Tensor) -> Tensor:
         """The global batch: rows of all ranks, (B, …) → (ranks · B, …)."""
-        return self.all_gather(values).flatten(0, 1) if self.trainer.world_size > 1 else values
+        return self.all_gather(values).flatten(0, 1) if self.trainer.world_size > 1 else values  # type: ignore[union-attr]
 
     @torch.no_grad()
     def advantages(self, rewards: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -466,7 +485,8 @@ class PPOModule(StageModule):
             rewards = whiten(rewards, shift_mean=False)
         advantages, returns = gae(rewards, values, gamma=self.gamma, lam=self.lam)
         advantages = whiten(advantages)
-        own = slice(self.global_rank * len(values) // self.trainer.world_size, (self.global_rank + 1) * len(values) // self.trainer.world_size)
+        share = len(values) // self.trainer.world_size
+        own = slice(self.global_rank * share, (self.global_rank + 1) * share)
         return advantages[own], returns[own]
 
     @torch.no_grad()
@@ -528,7 +548,7 @@ class PPOModule(StageModule):
             ])  # fmt: skip
         elif self.same_tokens:
             rows = [q + r[:n] for q, r, n in zip(batch.queries, tokens.tolist(), lengths, strict=True)]
-            scores = self.reward.score_tokens(rows)  # type: ignore[union-attr]
+            scores = self.reward.score_tokens(rows)  # type: ignore[attr-defined,union-attr]
         else:
             texts = [decode(self.tokenizer, r[:n], continuation=True) for r, n in zip(tokens.tolist(), lengths, strict=True)]
             scores = torch.tensor(call_reward(self.reward, batch.texts, texts, batch.columns), device=found.device)  # type: ignore[arg-type]
@@ -582,14 +602,16 @@ class PPOModule(StageModule):
         mean = per_response.mean().item()
         noise = 3 * per_response.std().item() / math.sqrt(len(per_response)) if len(per_response) > 1 else math.inf
         if mean < -(self.kl_tolerance + noise):
-            text = f"mean KL to the reference is {mean:.3f} nats at iteration {self.updates}, below -{self.kl_tolerance} - {noise:.3f} (noise)"
+            bound = f"-{self.kl_tolerance} - {noise:.3f} (noise)"
+            text = f"mean KL to the reference is {mean:.3f} nats at iteration {self.updates}, below {bound}"
             if not self.allow_negative_kl:
                 raise UsageError(text + "; the sampling and the scoring distribution differ (--model.allow_negative_kl true)")
             rank_zero_warn(text)
 
     def _log(self, rollout: Rollout, returns: Tensor, kl: float, beta: float, stats: dict[str, float], seconds: float) -> None:
         """One `log_dict`, with the names of the 2019 code; and the progress bar's figures."""
-        scores, logprobs, values, returns = (self.gathered(x) for x in (rollout.scores, rollout.logprobs, rollout.values, returns))
+        here = (rollout.scores, rollout.logprobs, rollout.values, returns)
+        scores, logprobs, values, returns = (self.gathered(x) for x in here)
         score, variance = scores.mean().item(), returns.var(correction=0).item()
         elapsed = time.perf_counter() - self.began
         self.log_dict({

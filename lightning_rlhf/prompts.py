@@ -24,22 +24,45 @@ from .runinfo import RunInfo
 from .tasks import Task, TaskTokens, UsageError, build_query, task_tokens
 
 
+def source_problems(source: str) -> list[str]:
+    """What keeps a source from being read, in words."""
+    if source == "novels":
+        return []
+    path = Path(source)
+    if not path.exists():
+        return [f"source: {source!r}: found no such file or folder, expected novels, self or a path"]
+    if path.is_dir() and not any(path.glob("*.txt")):
+        return [f"source: {source!r}: found no .txt file in the folder"]
+    return []
+
+
 def texts_of(source: str) -> Iterator[tuple[str, str]]:
     """(text, where it is from) of every text of a source; raises DataError or UsageError."""
+    if problems := source_problems(source):
+        raise UsageError("\n".join(problems))
     path = ASSETS / "novels" / "excerpts.jsonl.gz" if source == "novels" else Path(source)
-    if not path.exists():
-        raise UsageError(f"source: {source!r}: found no such file or folder, expected novels, self or a path")
     if path.is_dir() or path.suffix == ".txt":
         for file in sorted(path.glob("*.txt")) if path.is_dir() else [path]:
-            for number, paragraph in enumerate(file.read_text(encoding="utf-8").split("\n\n"), 1):
+            for number, paragraph in enumerate(read_text(file).split("\n\n"), 1):
                 if paragraph.strip():
                     yield " ".join(paragraph.split()), f"{file.name}#{number}"
         return
     for name, line, record in read_jsonl(path):
         text = record.get("text")
         if not isinstance(text, str):
-            raise DataError(f"{name}:{line}: field 'text': found {type(text).__name__}, expected a string")
+            found = "nothing" if text is None else type(text).__name__
+            raise DataError(f"{name}:{line}: field 'text': found {found}, expected a string")
         yield text, str(record.get("source", f"{Path(name).name}:{line}"))
+
+
+def read_text(file: Path) -> str:
+    """A text file; raises DataError with the line of a byte that is not UTF-8."""
+    data = file.read_bytes()
+    try:
+        return data.decode("utf-8").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{file}:{line}: found a byte {data[error.start]:#04x} that is not UTF-8, expected UTF-8 text") from None
 
 
 def own_openings(lm: LM, task: Task, resolved: TaskTokens, seed: int, batch_size: int = 256) -> Iterator[list[int]]:
@@ -82,11 +105,14 @@ def build_prompts(
         UsageError: Too few distinct queries, or an option out of range.
     """
     wanted = train + val + test
-    problems = task.problems() + [f"{k}: found {v}, expected at least 1" for k, v in {"train": train, "val": val, "test": test}.items() if v < 1]
+    counts = {"train": train, "val": val, "test": test}
+    problems = task.problems() + [f"{k}: found {v}, expected at least 1" for k, v in counts.items() if v < 1]
+    if source != "self":
+        problems += source_problems(source)
     if problems:
         raise UsageError("\n".join(problems))
     find_lm(lm)
-    info = RunInfo("prompts", seed, {"lm": lm, "source": source, "train": train, "val": val, "test": test, "task": vars(task)})
+    info = RunInfo("prompts", seed, {"lm": lm, "source": source, **counts, "task": vars(task)})
     model = load_lm(lm) if source == "self" else None
     tokenizer = model.tokenizer if model else load_tokenizer(lm)
     resolved = task_tokens(task, tokenizer)
@@ -106,7 +132,13 @@ def build_prompts(
             kept = [i for i in query if i >= 0] if query else []
             text = decode(tokenizer, kept)
             key = " ".join(text.lower().split())
-            reason = "no start or end token" if not kept else "not the same after a round trip" if encode(tokenizer, text) != kept else "repeated" if key in found else None
+            reason = None
+            if not kept:
+                reason = "no start or end token"
+            elif encode(tokenizer, text) != kept:
+                reason = "not the same after a round trip"
+            elif key in found:
+                reason = "repeated"
             if reason:
                 left_out[reason] += 1
                 if model and left_out["repeated"] > 50 * wanted:
@@ -118,7 +150,10 @@ def build_prompts(
                 break
     bar.close()
     if len(found) < wanted:
-        raise UsageError(f"source {source!r}: found {len(found)} distinct queries (left out: {dict(left_out)}), expected train + val + test = {wanted}")
+        raise UsageError(
+            f"source {source!r}: found {len(found)} distinct queries (left out: {dict(left_out)}), "
+            f"expected train + val + test = {wanted}"
+        )
     records = list(found.values())
     at = 0
     for split, count in (("test", test), ("val", val), ("train", train)):

@@ -39,7 +39,7 @@ def best_of_n_loss(scores: Tensor, best: Tensor) -> Tensor:
 
     A reward of −inf stands for no response. Chance for N = 4 is log 4 = 1.3863.
     """
-    return F.cross_entropy(scores.float(), best)
+    return F.cross_entropy(scores.float(), best.long())
 
 
 def pairwise_loss(chosen: Tensor, rejected: Tensor, margin: Tensor | float | None = None) -> Tensor:
@@ -57,7 +57,7 @@ def ranking_loss(scores: Tensor, ranks: Tensor, mask: Tensor | None = None) -> T
     Raises:
         ValueError: No prompt has an untied pair.
     """
-    real = torch.ones_like(ranks, dtype=torch.bool) if mask is None else mask
+    real = torch.ones_like(ranks, dtype=torch.bool) if mask is None else mask.bool()
     # pair[b, i, j]: i is better than j, both real
     pair = (ranks.unsqueeze(2) < ranks.unsqueeze(1)) & real.unsqueeze(2) & real.unsqueeze(1)
     count = pair.sum((1, 2))
@@ -95,7 +95,7 @@ def normalisation(rewards: Tensor, mean: float = 0.0, std: float = 1.0) -> tuple
     if not (math.isfinite(mean) and math.isfinite(std) and std > 0):
         raise ValueError(f"normalisation: found mean {mean} and std {std}, expected finite numbers and std above 0")
     spread = values.std(correction=0).item() if values.numel() else 0.0
-    if not spread > 1e-12 * max(1.0, values.abs().max().item() if values.numel() else 1.0):
+    if not spread > 1e-12 * (values.abs().max().item() if values.numel() else 1.0):
         raise ValueError(f"normalisation: the {values.numel()} rewards have no spread, expected different values")
     gain = std / spread
     return gain, mean - gain * values.mean().item()
@@ -143,7 +143,7 @@ class RewardModule(StageModule):
         self.policy_name, self.optimizer, self.trainable_layers = policy, optimizer, trainable_layers
         self.normalise_samples, self.rollout_batch_size = normalise_samples, rollout_batch_size
         self.reference_samples: tuple[Tensor, Tensor] | None = None
-        self.normalisations: list[dict[str, float]] = []
+        self.normalisations: list[dict[str, Any]] = []
         self.hits, self.seen, self.val_loss = SumMetric(), SumMetric(), MeanMetric()
 
     def check(self, data: Any, trainer: Any, resuming: bool) -> list[str]:
@@ -207,7 +207,8 @@ class RewardModule(StageModule):
         self.scalar.gain.mul_(gain)
         self.scalar.bias.mul_(gain).add_(bias)
         torch.clear_autocast_cache()
-        self.normalisations.append({"when": when, "mean": rewards.mean().item(), "std": rewards.std(correction=0).item(), "n": len(rewards)})  # type: ignore[dict-item]
+        mean, std = rewards.mean().item(), rewards.std(correction=0).item()
+        self.normalisations.append({"when": when, "mean": mean, "std": std, "n": len(rewards)})
 
     def on_fit_start(self) -> None:
         """Sample the reference, before the trunk trains, and normalise; a resumed run has both from its checkpoint."""
@@ -254,7 +255,8 @@ class RewardModule(StageModule):
         """Accuracy with its 95 % Wilson interval, beside chance."""
         hits, seen = int(self.hits.compute()), int(self.seen.compute())
         rate, low, high = accuracy_interval(hits, seen)
-        figures = {"val/loss": float(self.val_loss.compute()), "val/accuracy": rate, "val/accuracy_low": low, "val/accuracy_high": high}
+        figures = {"val/accuracy": rate, "val/accuracy_low": low, "val/accuracy_high": high}
+        figures["val/loss"] = float(self.val_loss.compute())
         self.log_dict(figures)
         for metric in (self.hits, self.seen, self.val_loss):
             metric.reset()

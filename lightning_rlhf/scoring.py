@@ -7,6 +7,8 @@ of floats. The guard exists because of 2019's bug: a flipped sign made the polic
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .models import bos_ids, encode, encode_continuation, load_scalar, pad_batch, read_reward_info
-from .records import Comparison, read_comparisons
+from .records import Comparison, DataError, read_comparisons
 from .tasks import UsageError
 
 
@@ -95,13 +97,14 @@ def load_callable(name: str) -> RewardFunction:
     try:
         if module.endswith(".py"):
             spec = importlib.util.spec_from_file_location(Path(module).stem, module)
-            assert spec and spec.loader
+            assert spec is not None
+            assert spec.loader is not None
             loaded = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(loaded)
         else:
             loaded = importlib.import_module(module)
         found = getattr(loaded, function)
-    except (ImportError, AttributeError, FileNotFoundError, ValueError) as error:
+    except (ImportError, AttributeError, FileNotFoundError, SyntaxError, ValueError) as error:
         raise UsageError(f"reward {name!r}: {error}; expected a reward directory, known:NAME or module:function") from None
     if not callable(found):
         raise UsageError(f"reward {name!r}: found a {type(found).__name__}, expected a callable")
@@ -113,15 +116,33 @@ def load_reward(name: str) -> LearnedReward | RewardFunction:
     return LearnedReward(name) if is_learned(name) else load_callable(name)
 
 
-def call_reward(reward: Callable[..., Any], prompts: list[Any], completions: list[Any], columns: dict[str, list[Any]]) -> list[float]:
+def _is_number(value: Any) -> bool:
+    """Whether `float` takes it."""
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def call_reward(
+    reward: Callable[..., Any], prompts: list[Any], completions: list[Any], columns: dict[str, list[Any]]
+) -> list[float]:
     """Call a reward function and check what it returns: one finite float a completion, else UsageError."""
     scores = reward(prompts=prompts, completions=completions, **columns)
     if not isinstance(scores, (list, tuple)) or len(scores) != len(completions):
         found = f"{len(scores)} values" if isinstance(scores, (list, tuple)) else type(scores).__name__
-        raise UsageError(f"reward function: returned {found} for {len(completions)} completions, expected a list of as many floats")
-    values = [float(s) for s in scores]
-    if not all(abs(v) < float("inf") for v in values):
-        raise UsageError("reward function: returned a value that is not finite")
+        raise UsageError(
+            f"reward function: returned {found} for {len(completions)} completions, expected a list of as many floats"
+        )
+    try:
+        values = [float(s) for s in scores]
+    except (TypeError, ValueError):
+        wrong = next(s for s in scores if not _is_number(s))
+        raise UsageError(f"reward function: returned {wrong!r} among its values, expected floats") from None
+    for value in values:
+        if not math.isfinite(value):
+            raise UsageError(f"reward function: returned {value}, expected a finite float")
     return values
 
 
@@ -157,6 +178,23 @@ def comparison_accuracy(reward: Callable[..., Any], comparisons: Sequence[Compar
     return {"accuracy": rate, "low": low, "high": high, "chance": chance, "n": len(usable)}
 
 
+def guard_problems(comparisons: str | None, pairs: Sequence[dict[str, Any]] | None) -> list[str]:
+    """What is wrong with the guard's own material, in words, told without a model: the file and the fixed pairs."""
+    problems = []
+    if comparisons is not None:
+        try:
+            if all(c.best is None for c in read_comparisons(comparisons)):
+                problems.append(f"model.guard_comparisons: {comparisons}: no comparison says which response is best")
+        except DataError as error:
+            problems.append(f"model.guard_comparisons: {error}")
+    for i, pair in enumerate(pairs or []):
+        keys = {"prompt", "better", "worse"}
+        if not isinstance(pair, dict) or pair.keys() != keys:
+            found = sorted(pair) if isinstance(pair, dict) else type(pair).__name__
+            problems.append(f"model.guard_pairs[{i}]: found {found}, expected {sorted(keys)}")
+    return problems
+
+
 def guard(reward: Callable[..., Any], comparisons_path: str, limit: int = 512) -> dict[str, Any]:
     """Refuse a reward that does not beat chance on held-out comparisons: a flipped sign, or a head that never trained.
 
@@ -177,8 +215,9 @@ def guard(reward: Callable[..., Any], comparisons_path: str, limit: int = 512) -
     found = comparison_accuracy(reward, held_out)
     if not found["low"] > found["chance"]:
         raise UsageError(
-            f"the reward was refused: on {found['n']:.0f} held-out comparisons of {comparisons_path} it agrees with the labels in "
-            f"{found['accuracy']:.3f} (95 % interval {found['low']:.3f} to {found['high']:.3f}), and chance is {found['chance']:.3f}; "
-            "is its sign flipped, or was it never trained? (--model.allow_unguarded true starts all the same)"
+            f"the reward was refused: on {found['n']:.0f} held-out comparisons of {comparisons_path} it agrees with the labels "
+            f"in {found['accuracy']:.3f} (95 % interval {found['low']:.3f} to {found['high']:.3f}), "
+            f"and chance is {found['chance']:.3f}; is its sign flipped, or was it never trained? "
+            "(--model.allow_unguarded true starts all the same)"
         )
     return {"kind": "comparisons", "file": comparisons_path, **found}

@@ -7,12 +7,14 @@ reloaded from where it came from. A resume with other options is refused by name
 from __future__ import annotations
 
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as L
 import torch
 
+from .records import file_sha256
 from .runinfo import RunInfo
 from .tasks import Task, UsageError, task_dict
 
@@ -29,14 +31,18 @@ class StageModule(L.LightningModule):
         options: Every option that decides the numbers; a resume compares them.
     """
 
-    #: Options that a resume may change.
-    may_change = frozenset({"output", "micro_batch_size"})
+    #: Options that a resume may change: where things go, what is refused, and how much fits into memory.
+    may_change = frozenset({
+        "model.output", "model.overwrite", "model.micro_batch_size", "model.guard_comparisons",
+        "model.allow_unguarded", "model.allow_other_task", "model.allow_negative_kl",
+    })  # fmt: skip
 
     def __init__(self, stage: str, output: str, task: Task, seed: int, overwrite: bool, options: dict[str, Any]) -> None:
         super().__init__()
         self.stage, self.output, self.task, self.seed, self.overwrite = stage, output, task, seed, overwrite
         plain = {k: v for k, v in options.items() if isinstance(v, (str, int, float, bool, type(None)))}
-        self.options = {**plain, "task": task_dict(task), "seed": seed}
+        self.options: dict[str, Any] = {f"model.{k}": v for k, v in plain.items()}
+        self.options.update({f"task.{k}": v for k, v in task_dict(task).items()}, seed_everything=seed)
         self.strict_loading = False
         self.run_config: Any = None  # the whole parsed config, set by the command line
         self.run_files: list[str] = []
@@ -71,19 +77,49 @@ class StageModule(L.LightningModule):
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in keep}
         checkpoint["stage"] = {"name": self.stage, "options": self.options, "state": self.stage_state()}
 
+    def record_options(self, config: dict[str, Any], files: dict[str, str | None]) -> None:
+        """Take the whole parsed config for run.json, and of it for a resume what decides the numbers; files count by content.
+
+        Args:
+            config: The parsed config, as plain values.
+            files: Option of the data module → file.
+        """
+        self.run_config = config
+        self.run_files = [f for f in files.values() if f]
+        for part in ("model", "data"):
+            self.options.update(flat(config[part]["init_args"], part, skip=files if part == "data" else ()))
+            self.options[part] = config[part]["class_path"]
+        decisive = ("precision", "max_epochs", "max_steps", "limit_train_batches", "gradient_clip_val", "accumulate_grad_batches")
+        self.options.update({f"trainer.{k}": config["trainer"].get(k) for k in decisive})
+        for option, file in files.items():
+            self.options[f"data.{option}"] = f"sha256 {file_sha256(file)[:16]}" if file and Path(file).is_file() else file
+
+    def check_checkpoint(self, path: str) -> list[str]:
+        """Why a checkpoint cannot be resumed from, in words, one line an option; nothing but the file is loaded."""
+        if not Path(path).is_file():
+            return [f"--ckpt_path: {path}: no such file"]
+        try:
+            saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True).get("stage", {})
+        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, AttributeError):
+            return [f"--ckpt_path: {path}: found no whole checkpoint there, expected a file that a stage wrote"]
+        return self.differences(saved)
+
+    def differences(self, saved: dict[str, Any]) -> list[str]:
+        """What keeps this run from going on from a checkpoint's field `stage`."""
+        if saved.get("name") != self.stage:
+            return [f"--ckpt_path: found a checkpoint of stage {saved.get('name')!r}, expected {self.stage!r}"]
+        then, now = saved["options"], self.options
+        changed = [k for k in sorted({*then, *now}) if k not in self.may_change and then.get(k) != now.get(k)]
+        return [f"--ckpt_path: {k}: found {now.get(k)!r}, the checkpoint was made with {then.get(k)!r}" for k in changed]
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse another stage's checkpoint, other options, or missing weights; raises UsageError."""
         saved = checkpoint.get("stage", {})
-        if saved.get("name") != self.stage:
-            raise UsageError(f"--ckpt_path: found a checkpoint of stage {saved.get('name')!r}, expected {self.stage!r}")
-        then, now = saved["options"], self.options
-        changed = [k for k in sorted({*then, *now}) if k not in self.may_change and then.get(k) != now.get(k)]
-        if changed:
-            lines = [f"model.{k}: found {now.get(k)!r}, the checkpoint was made with {then.get(k)!r}" for k in changed]
-            raise UsageError("--ckpt_path: options differ from the checkpoint's:\n  " + "\n  ".join(lines))
-        missing = self.trained_keys() - set(checkpoint["state_dict"])
-        if missing:
-            raise UsageError(f"--ckpt_path: the checkpoint lacks the weights {sorted(missing)[:3]} and {len(missing)} in all")
+        problems = self.differences(saved)
+        if not problems and (missing := self.trained_keys() - set(checkpoint["state_dict"])):
+            problems = [f"--ckpt_path: the checkpoint lacks {len(missing)} weights, such as {sorted(missing)[:3]}"]
+        if problems:
+            raise UsageError("\n".join(problems))
         self.load_stage_state(saved["state"])
 
     # ------------------------------------------------------------------------------------------------------- export
@@ -113,7 +149,7 @@ class StageCheckpoint(L.Callback):
 
     def __init__(self, path: str, every: int = 10) -> None:
         if every < 1:
-            raise ValueError(f"every: found {every}, expected at least 1")
+            raise UsageError(f"StageCheckpoint.every: found {every}, expected at least 1")
         self.path, self.every = Path(path), every
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -131,7 +167,20 @@ class StageCheckpoint(L.Callback):
         trainer.strategy.barrier()
 
 
+def flat(tree: dict[str, Any], prefix: str, skip: Any = ()) -> dict[str, Any]:
+    """Options by dotted name, without `init_args`: {optimizer: {init_args: {lr: 1}}}, model → {model.optimizer.lr: 1}."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        if key in skip:
+            continue
+        name = prefix if key == "init_args" else f"{prefix}.{key}"
+        found.update(flat(value, name) if isinstance(value, dict) else {name: value})
+    return found
+
+
 def is_finite(name: str, value: torch.Tensor, iteration: int) -> None:
     """Stop a run whose loss is not a number, before it reaches the weights."""
     if not bool(torch.isfinite(value).all()):
-        raise RuntimeError(f"{name}: found {value.item()} at iteration {iteration}, expected a finite number; lower the learning rate")
+        raise UsageError(
+            f"{name}: found {value.item()} at iteration {iteration}, expected a finite number; lower the learning rate"
+        )

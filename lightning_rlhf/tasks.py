@@ -55,7 +55,8 @@ class Task:
             found.append(f"task.response_length: found {self.response_length}, expected at least 1")
         if not 0 <= self.truncate_after < self.response_length:
             found.append(
-                f"task.truncate_after: found {self.truncate_after}, expected 0 to response_length - 1 = {self.response_length - 1}"
+                f"task.truncate_after: found {self.truncate_after}, "
+                f"expected 0 to response_length - 1 = {self.response_length - 1}"
             )
         if not self.temperature > 0:
             found.append(f"task.temperature: found {self.temperature}, expected above 0")
@@ -132,7 +133,8 @@ def single_token(tokenizer: Any, text: str | None, field: str = "text") -> int |
     both = tokenizer.encode("a" + text, add_special_tokens=False)
     if both[: len(before)] != before or len(both) != len(before) + 1:
         raise UsageError(
-            f"{field}: {text!r} is {both[len(before) :]} after 'a' in this tokenizer, expected exactly one token; choose another text"
+            f"{field}: {text!r} is {both[len(before) :]} after 'a' in this tokenizer, expected exactly one token; "
+            "choose another text"
         )
     return int(both[-1])
 

@@ -82,7 +82,7 @@ def plain_sample(lm: LM, rows: list[list[int]], length: int, temperature: float,
     for _ in range(length):
         weights = torch.exp(next_logits(lm, rows) / temperature)
         drawn = torch.multinomial(weights / weights.sum(1, keepdim=True), 1, generator=generator)
-        rows = [r + [int(t)] for r, t in zip(rows, drawn, strict=True)]
+        rows = [[*r, int(t)] for r, t in zip(rows, drawn, strict=True)]
     return [r[-length:] for r in rows]
 
 
@@ -121,7 +121,7 @@ def p_value(lm: LM, row: list[int], found: Tensor, temperature: float) -> float:
     expected = torch.softmax(next_logits(lm, [row])[0].double() / temperature, 0) * len(found)
     seen = torch.bincount(found[:, 0], minlength=len(expected)).double()
     often = expected >= 5
-    pool = [x.masked_select(often).tolist() + [x.masked_select(~often).sum().item()] for x in (seen, expected)]
+    pool = [[*x[often].tolist(), x[~often].sum().item()] for x in (seen, expected)]
     return float(chisquare(pool[0], [e * sum(pool[0]) / sum(pool[1]) for e in pool[1]]).pvalue)
 
 

@@ -317,3 +317,8 @@ def test_controllers_go_on_from_their_state() -> None:
 def test_adaptive_kl_refuses(target: float, horizon: float) -> None:
     with pytest.raises(ValueError, match=f"found target {target} and horizon {horizon}, expected both above 0"):
         AdaptiveKL(0.1, target, horizon)
+
+
+def test_a_kl_that_is_not_a_number_is_refused() -> None:
+    with pytest.raises(ValueError, match="found a KL of nan, expected a finite number"):
+        AdaptiveKL(0.15, 6.0, 10_000).update(math.nan, 32)

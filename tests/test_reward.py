@@ -163,7 +163,9 @@ def test_rating_and_compare_by_hand() -> None:
 # ------------------------------------------------------------------------------------------------------ normalisation
 
 
-@pytest.mark.parametrize("rewards", [normal(256, seed=4) * 3 + 7, torch.tensor([1, 2, 3, 10]), normal(4, 8) * 1e-9, torch.tensor([-5.0, 5.0])])
+@pytest.mark.parametrize(
+    "rewards", [normal(256, seed=4) * 3 + 7, torch.tensor([1, 2, 3, 10]), normal(4, 8) * 1e-15, torch.tensor([-5.0, 5.0])]
+)
 @pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (2.5, 0.3), (-1.0, 4.0)])
 def test_normalisation_meets_its_target(rewards: Tensor, mean: float, std: float) -> None:
     gain, bias = normalisation(rewards, mean, std)

@@ -63,13 +63,16 @@ def test_build_query_refuses_a_length_below_one(length: int) -> None:
 def test_single_token_is_the_one_of_running_text(tokenizer: PreTrainedTokenizerBase) -> None:
     ids = tokenizer("It was late.", add_special_tokens=False).input_ids
     assert single_token(tokenizer, ".") == ids[-1]
-    assert tokenizer.convert_ids_to_tokens(single_token(tokenizer, "\n")) == "<0x0A>"
+    newline = single_token(tokenizer, "\n")
+    assert newline is not None
+    assert tokenizer.convert_ids_to_tokens(newline) == "<0x0A>"
     assert single_token(tokenizer, None) is None
 
 
 @pytest.mark.parametrize("text", ["..", "zebra", ""])
 def test_single_token_refuses(tokenizer: PreTrainedTokenizerBase, text: str) -> None:
-    with pytest.raises(UsageError, match=rf"task.end_text: '{text}' is \[.*\] after 'a' in this tokenizer, expected exactly one token"):
+    message = rf"task.end_text: '{text}' is \[.*\] after 'a' in this tokenizer, expected exactly one token"
+    with pytest.raises(UsageError, match=message):
         single_token(tokenizer, text, "task.end_text")
 
 
@@ -79,7 +82,7 @@ def test_task_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
     whole = [*resolved.prefix, *body, *resolved.suffix]
     assert resolved.prefix[0] == tokenizer.bos_token_id
     assert whole.count(tokenizer.bos_token_id) == 1
-    assert tokenizer.decode(resolved.prefix, skip_special_tokens=True) == "Article:\n\n"
+    assert tokenizer.decode(list(resolved.prefix), skip_special_tokens=True) == "Article:\n\n"
     assert tokenizer.decode([*body, *resolved.suffix], skip_special_tokens=True) == "The cat\n\nTL;DR:"
     newline = single_token(tokenizer, "\n")
     assert (resolved.start, resolved.end, resolved.truncate) == (None, newline, newline)

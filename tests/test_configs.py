@@ -1,0 +1,228 @@
+"""Every YAML is parsed by the parser that runs it; values are the papers'; overlays hold what differs and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import eval.__main__ as evaluation
+from lightning_rlhf import cli
+from lightning_rlhf.tasks import TASKS, Task
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = ROOT / "configs"
+FILES = sorted(CONFIGS.rglob("*.yaml"))
+BASES = [f for f in FILES if f.parent.parent == CONFIGS and f.parent.name != "hardware"]
+OVERLAYS = [f for f in FILES if f.parent.parent.parent == CONFIGS]
+HARDWARE = [f for f in FILES if f.parent.name == "hardware"]
+FIT, FUNCTION = ("sft", "reward", "ppo"), ("prompts", "labels")
+# Ziegler et al. 2019, the four tasks, written out independently of the package's registry
+PAPER: dict[str, dict[str, Any]] = {
+    "sentiment": dict(
+        query_length=64, response_length=24, truncate_after=16, truncate_text=".", start_text=".", end_text=".", prefix="",
+        suffix="", temperature=0.7, reward=(32, 5e-5), ppo=(512, 1e-5), kl=(0.15, 6.0, 10_000), whiten=True,
+    ),
+    "tldr": dict(
+        query_length=500, response_length=75, truncate_after=55, truncate_text="\n", start_text=None, end_text=None, prefix="",
+        suffix="\n\nTL;DR:", temperature=0.7, reward=(16, 2.5e-5), ppo=(32, 2e-6), kl=(0.03, None, 10_000), whiten=False,
+    ),
+}  # fmt: skip
+PAPER["descriptiveness"] = PAPER["sentiment"]
+PAPER["cnndm"] = {**PAPER["tldr"], "prefix": "Article:\n\n", "end_text": "\n", "temperature": 0.5, "kl": (0.01, None, 10_000)}
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*args parameter is intended to run from within.*")
+
+
+class Parsed(cli.RLHFCLI):
+    """The real command line up to the parsed config: nothing is instantiated or run."""
+
+    def instantiate_classes(self) -> None: ...
+
+    def _run_subcommand(self, subcommand: str) -> None: ...
+
+
+def parse(stage: str, *words: str) -> dict[str, Any]:
+    """The options of a stage, with ${run_dir} and ${lm} filled in, by the parser of its command."""
+    if stage == "eval":
+        return evaluation.parse(["report", *words])
+    if stage in FUNCTION:
+        return cli.parse_function(stage, list(words))
+    cli.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    parsed = Parsed(cli.StageModule, cli.StageData, args=["fit", *words], **cli.CLI_OPTIONS)
+    return dict(parsed.config["fit"].as_dict())
+
+
+def read(file: Path) -> dict[str, Any]:
+    return dict(yaml.safe_load(file.read_text(encoding="utf-8")))
+
+
+def base_of(overlay: Path) -> Path:
+    return overlay.parent.parent / overlay.name
+
+
+def leaves(tree: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """(path, value) of everything that is not a mapping."""
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, (*path, key))
+        else:
+            yield (*path, key), value
+
+
+def at(tree: Any, path: tuple[str, ...]) -> Any:
+    for key in path:
+        tree = tree[key]
+    return tree
+
+
+def name(file: Path) -> str:
+    return str(file.relative_to(CONFIGS))
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parsing needs no model, not even to know that there is one."""
+
+    def refuse(*args: Any) -> None:
+        raise AssertionError("a model was looked up while parsing")
+
+    import lightning_rlhf.models
+    import lightning_rlhf.ppo
+    import lightning_rlhf.reward
+    import lightning_rlhf.sft
+
+    for module in (lightning_rlhf.models, lightning_rlhf.ppo, lightning_rlhf.reward, lightning_rlhf.sft, evaluation):
+        monkeypatch.setattr(module, "find_lm", refuse)
+
+
+def test_every_file_is_known() -> None:
+    assert FILES
+    assert sorted([*BASES, *OVERLAYS, *HARDWARE]) == FILES
+    for task in TASKS:
+        assert {f.stem for f in BASES if f.parent.name == task} >= {"sft", "reward", "ppo", "eval"}
+    assert {f.stem for f in FILES} <= {*FIT, *FUNCTION, "eval", *(f.stem for f in HARDWARE)}
+
+
+@pytest.mark.parametrize("file", BASES, ids=name)
+def test_base_parses_and_is_complete(file: Path) -> None:
+    given = read(file)
+    options = parse(file.stem, "-c", str(file))
+    assert "${" not in str(options)
+    if file.stem in FIT:
+        assert options["lm"] == "gpt2"
+        assert options["model"]["init_args"]["policy"] == "gpt2"
+        assert options["model"]["init_args"]["output"] == f"out/{file.parent.name}/gpt2/{file.stem}"
+        assert options["data"]["init_args"]["tokenizer"] == "gpt2"
+        assert options["data"]["init_args"]["seed"] == options["model"]["init_args"]["seed"] == 1
+        assert asdict(TASKS[file.parent.name]) == {**options["task"]}
+    else:
+        assert isinstance(options["task"], Task)
+        assert options["task"] == TASKS[file.parent.name]
+    assert given["task"] == asdict(TASKS[file.parent.name])  # written out whole, so that the file can be read alone
+    assert given["task"]["name"] == file.parent.name
+
+
+@pytest.mark.parametrize("file", BASES, ids=name)
+def test_base_says_how_to_run_it(file: Path) -> None:
+    head = "".join(line for line in file.read_text(encoding="utf-8").splitlines(keepends=True) if line.startswith("#"))
+    assert f"configs/{name(file)}" in head
+    assert "Hardware:" in head
+
+
+@pytest.mark.parametrize("file", OVERLAYS, ids=name)
+def test_overlay_merges_over_its_base(file: Path) -> None:
+    base, over = read(base_of(file)), read(file)
+    options = parse(file.stem, "-c", str(base_of(file)), "-c", str(file))
+    text = str(options)
+    assert f"out/{file.parent.parent.name}/gpt2" not in text
+    merged = options if file.stem in FIT else {**options, "task": asdict(options["task"])}
+    for path, value in leaves(over):
+        if isinstance(value, (int, float, bool)) or (isinstance(value, str) and "${" not in value and path[0] in merged):
+            assert at(merged, path) == value, path
+    kept = [p for p, v in leaves(base) if p not in dict(leaves(over)) and isinstance(v, (int, float, bool))]
+    for path in kept:
+        assert at(merged, path) == at(base, path), path
+
+
+@pytest.mark.parametrize("file", OVERLAYS, ids=name)
+def test_overlay_holds_only_what_differs(file: Path) -> None:
+    base, over = read(base_of(file)), read(file)
+    for path, value in leaves(over):
+        try:
+            before = at(base, path)
+        except (KeyError, TypeError):
+            continue
+        assert value != before, f"{'.'.join(path)}: {value!r} stands in the base already"
+    assert {"run_dir", "lm"} <= over.keys()
+    assert "class_path" not in {key for path, _ in leaves(over) for key in path}
+
+
+@pytest.mark.parametrize("file", HARDWARE, ids=name)
+def test_hardware_merges_and_is_the_trainers_alone(file: Path) -> None:
+    given = read(file)
+    assert given.keys() == {"trainer"}
+    for stage in FIT:
+        base = CONFIGS / "sentiment" / f"{stage}.yaml"
+        options = parse(stage, "-c", str(base), "-c", str(CONFIGS / "sentiment/stories260k" / f"{stage}.yaml"), "-c", str(file))
+        for key, value in given["trainer"].items():
+            assert options["trainer"][key] == value
+        assert options["trainer"]["callbacks"], "a base's callbacks were lost"
+
+
+@pytest.mark.parametrize("file", BASES + OVERLAYS + HARDWARE, ids=name)
+def test_misspelt_key_is_refused_by_name(file: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+    """In each file, in the block that its last value stands in."""
+    stage = file.stem if file not in HARDWARE else "ppo"
+    before = [] if file in BASES else ["-c", str(base_of(file) if file in OVERLAYS else CONFIGS / "sentiment/ppo.yaml")]
+    tree = read(file)
+    *blocks, _ = list(leaves(tree))[-1][0]
+    at(tree, tuple(blocks))["mispelt_key"] = 1
+    (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    message = refused([*before, "-c", str(tmp_path / "wrong.yaml")], main=lambda words: parse(stage, *words))  # type: ignore[misc]
+    assert "mispelt_key" in message
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_values_are_the_papers(task: str) -> None:
+    paper = PAPER[task]
+    reward, ppo = (parse(stage, "-c", str(CONFIGS / task / f"{stage}.yaml")) for stage in ("reward", "ppo"))
+    given = ppo["task"]
+    for key in ("query_length", "response_length", "truncate_after", "truncate_text", "start_text", "end_text", "temperature"):
+        assert given[key] == paper[key], key
+    assert (given["query_prefix"], given["query_suffix"], given["penalty"]) == (paper["prefix"], paper["suffix"], -1.0)
+    for options, stage in ((reward, "reward"), (ppo, "ppo")):
+        optimizer = options["model"]["init_args"]["optimizer"]
+        assert (options["data"]["init_args"]["batch_size"], optimizer["init_args"]["lr"]) == paper[stage]
+        assert optimizer["class_path"] == "lightning_rlhf.optim.AdamTF"
+        assert optimizer["init_args"]["eps"] == 1e-5
+        assert options["trainer"]["max_epochs"] == 1
+    model = ppo["model"]["init_args"]
+    assert (model["kl_coef"], model["kl_target"], model["kl_horizon"]) == paper["kl"]
+    assert model["whiten_rewards"] is paper["whiten"]
+    assert ppo["data"]["init_args"]["total_episodes"] == 1_000_000
+    assert (model["num_ppo_epochs"], model["num_mini_batches"], model["vf_coef"]) == (4, 1, 0.1)
+    assert (model["cliprange"], model["cliprange_value"], model["gamma"], model["lam"]) == (0.2, 0.2, 1.0, 0.95)
+    assert model["trainable_layers"] is None
+    assert reward["model"]["init_args"]["normalise_samples"] == 256
+    assert model["guard_comparisons"]  # the shipped runs are guarded
+    assert not any(model[k] for k in ("allow_unguarded", "allow_other_task", "allow_negative_kl"))
+
+
+def test_labels_are_best_of_four() -> None:
+    options = parse("labels", "-c", str(CONFIGS / "sentiment/labels.yaml"))
+    assert (options["num_samples"], options["labeler"]) == (4, "known:sentiment")
+
+
+def test_one_flag_moves_a_whole_run() -> None:
+    base = CONFIGS / "sentiment/ppo.yaml"
+    options = parse("ppo", "-c", str(base), "--run_dir", "elsewhere", "--lm", "stories260k")
+    model = options["model"]["init_args"]
+    assert (model["policy"], model["reward"], model["output"]) == ("stories260k", "elsewhere/reward", "elsewhere/ppo")
+    assert options["data"]["init_args"]["train"] == "elsewhere/prompts/train.jsonl"
+    assert options["trainer"]["callbacks"][0]["init_args"]["path"] == "elsewhere/checkpoints/ppo.ckpt"

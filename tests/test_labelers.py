@@ -1,0 +1,117 @@
+"""The simulated labeler picks the argmax of the known reward; the same seed gives the same labels."""
+
+from __future__ import annotations
+
+import json
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lightning_rlhf.known import SentimentReward
+from lightning_rlhf.labelers import answer, compare, label
+from lightning_rlhf.models import load_lm, run_context
+from lightning_rlhf.records import Prompt, read_comparisons, read_demonstrations
+from lightning_rlhf.tasks import Task, UsageError, task_tokens
+
+TASK = Task(query_length=24, start_text=None)
+LABELER = "def longest(prompts, completions, **columns):\n    return [float(len(c)) for c in completions]\n"
+
+
+def rows(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def labelled(tiny_run: Path, output: Path, **options: Any) -> list[dict[str, Any]]:
+    given = {"train": 6, "val": 3, "batch_size": 4, "precision": "32", **options}
+    label("stories260k", TASK, str(tiny_run / "prompts"), str(output), **given)
+    return rows(output / "train.jsonl")
+
+
+def test_best_is_the_argmax_of_the_known_reward(tiny_run: Path) -> None:
+    reward = SentimentReward()
+    for split, n in (("train", 160), ("val", 40)):
+        comparisons = rows(tiny_run / f"labels/{split}.jsonl")
+        assert len(comparisons) == n
+        for row in comparisons[:40]:
+            scores = list(reward(prompts=[row["prompt"]] * 4, completions=row["responses"]))
+            assert row["best"] == scores.index(max(scores))
+            assert row["labeler_scores"] == pytest.approx(scores, abs=1e-5)
+
+
+def test_files_are_read_by_the_stages(tiny_run: Path) -> None:
+    for split in ("train", "val"):
+        comparisons = list(read_comparisons(str(tiny_run / f"labels/{split}.jsonl")))
+        chosen = list(read_demonstrations(str(tiny_run / f"labels/demonstrations.{split}.jsonl")))
+        assert [(c.prompt, c.responses[c.best]) for c in comparisons if c.best is not None] == [
+            (d.prompt, d.completion) for d in chosen
+        ]
+        prompts = rows(tiny_run / f"prompts/{split}.jsonl")
+        assert [(p["id"], p["prompt"]) for p in prompts] == [
+            (r["id"], r["prompt"]) for r in rows(tiny_run / f"labels/{split}.jsonl")
+        ]
+    info = json.loads((tiny_run / "labels/run.json").read_text(encoding="utf-8"))
+    assert info["figures"] == {"train": 160, "val": 40}
+    assert set(info["data"]) == {str(tiny_run / f"prompts/{s}.jsonl") for s in ("train", "val")}
+
+
+def test_seed_decides(tiny_run: Path, tmp_path: Path) -> None:
+    first = labelled(tiny_run, tmp_path / "a")
+    assert labelled(tiny_run, tmp_path / "b") == first
+    other = labelled(tiny_run, tmp_path / "c", seed=2)
+    assert [r["prompt"] for r in other] == [r["prompt"] for r in first]
+    assert [r["responses"] for r in other] != [r["responses"] for r in first]
+    assert len(rows(tmp_path / "a/val.jsonl")) == 3
+
+
+def test_labeler_of_ones_own(tiny_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(LABELER, encoding="utf-8")
+    for row in labelled(tiny_run, tmp_path / "out", labeler=f"{tmp_path / 'mine.py'}:longest", num_samples=3):
+        lengths = [len(r) for r in row["responses"]]
+        assert len(lengths) == 3
+        assert row["best"] == lengths.index(max(lengths))
+
+
+def test_first_of_equals_is_chosen() -> None:
+    def reward(prompts: list[str], completions: list[str]) -> list[float]:
+        return [float(len(c)) for c in completions]
+
+    made = compare(reward, [Prompt("p", meta={"id": "x", "genre": "y"})], [["a", "bb", "cc"]])
+    assert made == [{"prompt": "p", "responses": ["a", "bb", "cc"], "best": 1, "labeler_scores": [1.0, 2.0, 2.0], "id": "x"}]
+
+
+def test_labeler_sees_the_truncated_response() -> None:
+    """The text ends with the first full stop at index >= 16, or is whole where there is none; ids come untruncated."""
+    lm = load_lm("stories260k")
+    resolved = task_tokens(TASK, lm.tokenizer)
+    with run_context():
+        texts, ids, found = answer(lm, TASK, resolved, ["Once upon a time", "Lily"], seed=1, num_samples=8)
+    assert [len(t) for t in texts] == [8, 8]
+    cut = 0
+    for text, row, has in zip(*(chain.from_iterable(x) for x in (texts, ids, found)), strict=True):
+        assert len(row) == 24
+        at = [i for i, token in enumerate(row) if token == resolved.truncate and i >= 16]
+        assert has == bool(at)
+        kept = row[: at[0] + 1] if at else row
+        assert lm.tokenizer.encode("a" + text, add_special_tokens=False)[-1] == kept[-1]
+        cut += len(kept) < 24
+    assert 0 < cut < 16
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_samples": 1}, "num_samples: found 1, expected at least 2"),
+        ({"batch_size": 0, "train": 0}, "batch_size: found 0, expected at least 1\ntrain: found 0, expected at least 1"),
+        ({"precision": "half"}, "precision: found 'half', expected 32, bf16 or auto"),
+        ({"labeler": "known:taste"}, "no such known reward"),
+    ],
+)
+@pytest.mark.usefixtures("no_models")
+def test_bad_options(options: dict[str, Any], message: str, tiny_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=message):
+        labelled(tiny_run, tmp_path / "out", **options)
+    with pytest.raises(UsageError, match=r"prompts: .*train\.jsonl: no such file"):
+        label("stories260k", TASK, str(tmp_path), str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()

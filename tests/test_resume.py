@@ -1,0 +1,289 @@
+"""A run killed with SIGKILL and resumed ends as the uninterrupted one, bit for bit; what cannot be resumed is refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from lightning_rlhf.cli import main
+from lightning_rlhf.stage import StageCheckpoint
+from lightning_rlhf.tasks import UsageError
+
+KILLER = '''
+import os
+import signal
+
+from pytorch_lightning import Callback
+
+
+class Kill(Callback):
+    """Ends its own process, without a chance to clean up, in the nth optimizer step."""
+
+    def __init__(self, step: int) -> None:
+        self.left = step
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
+        self.left -= 1
+        if not self.left:
+            os.kill(os.getpid(), signal.SIGKILL)
+'''
+FLAGS = {
+    "sft": ("--data.batch_size", "30", "--trainer.precision", "32-true"),  # 6 batches
+    "reward": ("--data.batch_size", "30", "--trainer.precision", "32-true"),
+    "ppo": ("--data.batch_size", "8", "--data.total_episodes", "32", "--trainer.precision", "32-true"),  # 4 iterations
+}
+EVERY = {"sft": 2, "reward": 2, "ppo": 1}
+KILL_AT = {"sft": 4, "reward": 4, "ppo": 10}  # the 4th of 6 batches; the 2nd of 4 inner epochs of the 3rd iteration
+DONE = {"sft": 2, "reward": 2, "ppo": 2}  # batches that the last checkpoint before that holds
+BATCHES = {"sft": 6, "reward": 6, "ppo": 4}
+CLOCKS = ("elapsed/fps", "elapsed/time")
+
+
+class Runs(NamedTuple):
+    """What the tests compare: two run folders, and what each stage's resume was given."""
+
+    whole: Path
+    killed: Path
+    arguments: Callable[..., list[str]]
+
+
+def rows(folder: Path, version: int) -> list[dict[str, str]]:
+    """The training rows of a metrics.csv, without the clocks."""
+    with (folder / "logs" / f"version_{version}" / "metrics.csv").open(encoding="utf-8") as handle:
+        return [{k: v for k, v in row.items() if k not in CLOCKS} for row in csv.DictReader(handle)]
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory, command: Callable[..., list[str]]) -> Runs:
+    """Each stage uninterrupted (in process), and killed (processes of their own), then resumed."""
+    root = tmp_path_factory.mktemp("resume")
+    (root / "killer.py").write_text(KILLER, encoding="utf-8")
+
+    def arguments(stage: str, folder: Path, *flags: str, kill: bool = False) -> list[str]:
+        here = folder / stage
+        here.mkdir(parents=True, exist_ok=True)
+        saver = {"class_path": "lightning_rlhf.stage.StageCheckpoint",
+                 "init_args": {"path": str(here / "last.ckpt"), "every": EVERY[stage]}}  # fmt: skip
+        logger = {"init_args": {"save_dir": str(here), "name": "logs"}}
+        overlays = [
+            {"model": {"init_args": {"output": str(here / "export")}}, "trainer": {"callbacks": [saver], "logger": logger}}
+        ]
+        if kill:
+            overlays.append({"trainer": {"callbacks+": [{"class_path": "killer.Kill", "init_args": {"step": KILL_AT[stage]}}]}})
+        more: list[str] = []
+        for i, overlay in enumerate(overlays):
+            (here / f"overlay{i}.yaml").write_text(yaml.safe_dump(overlay), encoding="utf-8")
+            more += ["-c", str(here / f"overlay{i}.yaml")]
+        return command(stage, tiny_run, *FLAGS[stage], *more, *flags)
+
+    # the same number of threads in each process: it decides the order of sums
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    whole, killed = root / "whole", root / "killed"
+    processes = {
+        stage: subprocess.Popen(
+            [sys.executable, "-m", "lightning_rlhf", *arguments(stage, killed, kill=True)],
+            env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )
+        for stage in KILL_AT
+    }  # fmt: skip
+    for stage in KILL_AT:
+        main(arguments(stage, whole))
+    for stage, process in processes.items():
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == -signal.SIGKILL, err
+        assert not (killed / stage / "export").exists()
+        saved = torch.load(killed / stage / "last.ckpt", weights_only=True)
+        # a half-written newer one, as a kill within the save leaves it, must not be taken
+        (killed / stage / ".last.ckpt.partial").write_bytes(b"half")
+        assert saved["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"] == DONE[stage]
+        main(arguments(stage, killed, "--ckpt_path", str(killed / stage / "last.ckpt")))
+    return Runs(whole, killed, arguments)
+
+
+@pytest.mark.parametrize("stage", KILL_AT)
+def test_resumed_weights_are_bit_equal(runs: Runs, stage: str) -> None:
+    files = sorted(f.name for f in (runs.whole / stage / "export").glob("*.safetensors"))
+    assert files == (["model.safetensors", "value_head.safetensors"] if stage == "ppo" else ["model.safetensors"])
+    for name in files:
+        whole, resumed = (load_file(folder / stage / "export" / name) for folder in (runs.whole, runs.killed))
+        assert whole.keys() == resumed.keys()
+        for key, tensor in whole.items():
+            assert torch.equal(tensor, resumed[key]), f"{name}: {key}"
+
+
+def test_weights_did_train(runs: Runs, tiny_run: Path) -> None:
+    from lightning_rlhf.models import ASSETS
+
+    before = load_file(ASSETS / "stories260k" / "model.safetensors")
+    after = load_file(runs.whole / "ppo" / "export" / "model.safetensors")
+    assert any(not torch.equal(before[k], after[k][: len(before[k])]) for k in before)
+
+
+@pytest.mark.parametrize("stage", KILL_AT)
+def test_resumed_metrics_are_equal(runs: Runs, stage: str) -> None:
+    """The resumed run logs the batches after the checkpoint, and the same figures in each."""
+    whole, resumed = rows(runs.whole / stage, 0), rows(runs.killed / stage, 1)
+    name = "objective/kl" if stage == "ppo" else "train/loss"
+    figures = [row for row in whole if row[name]], [row for row in resumed if row[name]]
+    assert [len(f) for f in figures] == [BATCHES[stage], BATCHES[stage] - DONE[stage]]
+    assert figures[0][DONE[stage] :] == figures[1]
+
+
+def test_resumed_stage_state_is_equal(runs: Runs) -> None:
+    """β, the counters, the data's position and the optimizer's state, at the end."""
+    whole, resumed = (torch.load(f / "ppo" / "last.ckpt", weights_only=True) for f in (runs.whole, runs.killed))
+    assert whole["stage"]["state"] == resumed["stage"]["state"]
+    assert whole["PromptData"] == resumed["PromptData"] == {"train": {"epoch": 0, "position": 4}}
+    assert whole["stage"]["state"]["updates"] == 4
+    assert whole["stage"]["state"]["episodes"] == 32
+    assert whole["stage"]["state"]["kl"]["coef"] != 0.15
+    assert whole["lr_schedulers"] == resumed["lr_schedulers"]
+    assert str(whole["optimizer_states"]) == str(resumed["optimizer_states"])
+    figures = [json.loads((f / "ppo/export/run.json").read_text())["figures"] for f in (runs.whole, runs.killed)]
+    assert figures[0]["beta"] == figures[1]["beta"]
+
+
+def test_reward_json_is_equal(runs: Runs) -> None:
+    whole, resumed = (json.loads((f / "reward/export/reward.json").read_text()) for f in (runs.whole, runs.killed))
+    assert whole == resumed
+
+
+@pytest.mark.parametrize("stage", KILL_AT)
+def test_killed_after_the_last_checkpoint(runs: Runs, stage: str) -> None:
+    """A run that was killed while it exported has nothing left to train: the resume exports the same weights."""
+    export = runs.killed / stage / "export"
+    before = load_file(export / "model.safetensors")
+    for file in export.iterdir():
+        file.unlink()
+    main(runs.arguments(stage, runs.killed, "--ckpt_path", str(runs.killed / stage / "last.ckpt")))
+    after = load_file(export / "model.safetensors")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[k], after[k]) for k in before)
+
+
+CHANGED = [
+    ("ppo", "--model.kl_coef", "0.2", "model.kl_coef: found 0.2, the checkpoint was made with 0.15"),
+    ("ppo", "--model.optimizer.init_args.lr", "0.1", "model.optimizer.lr: found 0.1, the checkpoint was made with 0.0003"),
+    ("ppo", "--data.batch_size", "16", "data.batch_size: found 16, the checkpoint was made with 8"),
+    ("ppo", "--data.total_episodes", "64", "data.total_episodes: found 64, the checkpoint was made with 32"),
+    ("ppo", "--seed_everything", "2", "seed_everything: found 2, the checkpoint was made with 1"),
+    ("ppo", "--task.temperature", "0.5", "task.temperature: found 0.5, the checkpoint was made with 0.7"),
+    ("ppo", "--trainer.precision", "bf16-mixed", "trainer.precision: found 'bf16-mixed'"),
+    ("sft", "--trainer.max_epochs", "2", "trainer.max_epochs: found 2, the checkpoint was made with 1"),
+    ("reward", "--model.normalise_samples", "64", "model.normalise_samples: found 64, the checkpoint was made with 32"),
+]
+
+
+@pytest.mark.usefixtures("no_models")
+def test_changed_options_are_refused_by_name(runs: Runs, refused: Callable[..., str]) -> None:
+    """All differences of a stage in one message, before a model is loaded."""
+    for stage in KILL_AT:
+        mine = [c for c in CHANGED if c[0] == stage]
+        flags = [word for c in mine for word in c[1:3]]
+        message = refused(runs.arguments(stage, runs.killed, "--ckpt_path", str(runs.killed / stage / "last.ckpt"), *flags))
+        for _, _, _, expected in mine:
+            assert f"--ckpt_path: {expected}" in message
+        assert message.count("the checkpoint was made with") == len(mine), message
+
+
+@pytest.mark.usefixtures("no_models")
+def test_changed_optimizer_and_data_are_refused(runs: Runs, tiny_run: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+    overlay: dict[str, Any] = {
+        "model": {"init_args": {"optimizer": {"class_path": "torch.optim.Adam", "init_args": {"lr": 5e-4}}}}
+    }
+    (tmp_path / "adam.yaml").write_text(yaml.safe_dump(overlay), encoding="utf-8")
+    lines = (tiny_run / "labels/demonstrations.train.jsonl").read_text(encoding="utf-8").splitlines()
+    (tmp_path / "train.jsonl").write_text("\n".join(lines[:-1]) + "\n", encoding="utf-8")
+    message = refused(runs.arguments(
+        "sft", runs.killed, "--ckpt_path", str(runs.killed / "sft/last.ckpt"), "-c", str(tmp_path / "adam.yaml"),
+        "--data.train", str(tmp_path / "train.jsonl"),
+    ))  # fmt: skip
+    assert (
+        "model.optimizer: found 'torch.optim.Adam'" in message
+        or "model.optimizer.class_path: found 'torch.optim.Adam'" in message
+    )
+    assert "data.train: found 'sha256 " in message
+
+
+@pytest.mark.usefixtures("no_models")
+def test_moved_file_with_the_same_content_is_no_difference(runs: Runs, tiny_run: Path, tmp_path: Path) -> None:
+    """Files count by content, so that a run directory may be moved: the resume gets as far as loading the model."""
+    moved = tmp_path / "train.jsonl"
+    moved.write_bytes((tiny_run / "labels/demonstrations.train.jsonl").read_bytes())
+    with pytest.raises(AssertionError, match="a model was loaded"):
+        main(runs.arguments("sft", runs.killed, "--ckpt_path", str(runs.killed / "sft/last.ckpt"), "--data.train", str(moved)))
+
+
+@pytest.mark.usefixtures("no_models")
+def test_checkpoint_that_cannot_be_used(runs: Runs, tmp_path: Path, refused: Callable[..., str]) -> None:
+    message = refused(runs.arguments("ppo", runs.killed, "--ckpt_path", str(runs.killed / "sft/last.ckpt")))
+    assert "--ckpt_path: found a checkpoint of stage 'sft', expected 'ppo'" in message
+    message = refused(runs.arguments("ppo", runs.killed, "--ckpt_path", str(tmp_path / "none.ckpt")))
+    assert f"--ckpt_path: {tmp_path / 'none.ckpt'}: no such file" in message
+    whole = (runs.killed / "sft/last.ckpt").read_bytes()
+    for name, content in {"half.ckpt": whole[: len(whole) // 2], "empty.ckpt": b"", "text.ckpt": b"not a checkpoint"}.items():
+        (tmp_path / name).write_bytes(content)
+        message = refused(runs.arguments("sft", runs.killed, "--ckpt_path", str(tmp_path / name)))
+        assert f"--ckpt_path: {tmp_path / name}: found no whole checkpoint there" in message
+    torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
+    message = refused(runs.arguments("sft", runs.killed, "--ckpt_path", str(tmp_path / "other.ckpt")))
+    assert "found a checkpoint of stage None, expected 'sft'" in message
+
+
+# ------------------------------------------------------------------------------------------------- StageCheckpoint
+
+
+class _Trainer:
+    """As much of a Trainer as the callback touches."""
+
+    num_training_batches, is_global_zero = 5, True
+
+    def __init__(self, fail: bool = False) -> None:
+        self.fail, self.saved = fail, 0
+        self.strategy = self
+
+    def barrier(self) -> None: ...
+
+    def save_checkpoint(self, path: Path) -> None:
+        self.saved += 1
+        path.write_bytes(b"new")
+        if self.fail:
+            raise OSError("No space left on device")
+
+
+def test_checkpoint_every_so_many_batches_and_at_the_last(tmp_path: Path) -> None:
+    trainer, callback = _Trainer(), StageCheckpoint(str(tmp_path / "folder/last.ckpt"), every=2)
+    counts = []
+    for batch in range(5):
+        callback.on_train_batch_end(trainer, None, None, None, batch)  # type: ignore[arg-type]
+        counts.append(trainer.saved)
+    assert counts == [0, 1, 1, 2, 3]
+    assert [f.name for f in (tmp_path / "folder").iterdir()] == ["last.ckpt"]
+
+
+def test_checkpoint_is_whole_or_the_one_before(tmp_path: Path) -> None:
+    """A save that fails half-way leaves the file of the save before."""
+    (tmp_path / "last.ckpt").write_bytes(b"old")
+    callback = StageCheckpoint(str(tmp_path / "last.ckpt"), every=1)
+    with pytest.raises(OSError, match="No space"):
+        callback.on_train_batch_end(_Trainer(fail=True), None, None, None, 0)  # type: ignore[arg-type]
+    assert (tmp_path / "last.ckpt").read_bytes() == b"old"
+    callback.on_train_batch_end(_Trainer(), None, None, None, 0)  # type: ignore[arg-type]
+    assert (tmp_path / "last.ckpt").read_bytes() == b"new"
+
+
+def test_checkpoint_every_is_checked() -> None:
+    with pytest.raises(UsageError, match=r"StageCheckpoint\.every: found 0, expected at least 1"):
+        StageCheckpoint("x.ckpt", every=0)

@@ -8,7 +8,6 @@ Each step reads the files of the one before it; `report` runs whatever is missin
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -21,9 +20,10 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 from eval.report import build_report, read_curves, write_report
 from eval.sample import sample_policies, score_samples
 from eval.winrate import paired_outcomes, win_rate
-from lightning_rlhf.cli import LM_HELP, RUN_DIR_HELP, quiet
+from lightning_rlhf.cli import LM_HELP, RUN_DIR_HELP, check_yaml, one_message, quiet
+from lightning_rlhf.files import read_jsonl
 from lightning_rlhf.models import find_lm, read_reward_info
-from lightning_rlhf.records import DataError, read_comparisons, read_jsonl
+from lightning_rlhf.records import read_comparisons
 from lightning_rlhf.runinfo import RunInfo
 from lightning_rlhf.scoring import comparison_accuracy, find_reward, load_callable, load_reward
 from lightning_rlhf.tasks import Task, UsageError
@@ -158,23 +158,19 @@ def curves(logs: str | None) -> dict[str, Any]:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Parse the options of a step and run it; a user's mistake ends in one message and exit status 2."""
+    """Parse the options of a step and run it."""
     args = sys.argv[1:] if args is None else args
     quiet()
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
-    try:
+    with one_message():
+        check_yaml(args)
         if not args or args[0] not in STEPS:
             print(f"usage: python -m eval {{{','.join(STEPS)}}} --config CONFIG [--config OVERLAY …] [--OPTION VALUE …]\n")
             print(__doc__)
             if args and args[0] not in ("-h", "--help"):
                 raise UsageError(f"no step {args[0]!r}, expected one of: {', '.join(STEPS)}")
             return
-        options = parse(args)
-        evaluate(step=args[0], **options)
-    except (UsageError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        evaluate(step=args[0], **parse(args))
 
 
 def parse(args: list[str]) -> dict[str, Any]:

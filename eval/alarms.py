@@ -22,7 +22,7 @@ METHODS = {
         "over all comparisons of the table."
     ),
     "Known and learned score": (
-        "Mean per response of the score after truncation and penalty, with a t interval by prompt; "
+        "Mean per response of the truncated response's score, without the penalty, with a t interval by prompt; "
         "“learned” is the reward model that training optimised, “known” a reward that it did not see."
     ),
     "KL": (
@@ -55,7 +55,7 @@ METHODS = {
 
 
 def headline(report: Report) -> str:
-    """The result in one sentence: the main policy against the baseline."""
+    """The result in words: the main policy against the baseline, and against the others."""
     main, judge = report["policies"][-1], report["judge_name"]
     kl = score_mean(main, "kl")
     distance = f", at a KL of {kl:.1f} nats from the reference" if kl is not None else ""
@@ -75,7 +75,9 @@ def headline(report: Report) -> str:
         result = f"could not be told apart from {c['b']}: it won {share}"
     bounds = f"95 % interval {_bounds(c)}"
     start = f"On {c['prompts']} held-out prompts the {c['a']} policy {result}"
-    return f"{start} ({bounds}), judged by {judge}{distance}."
+    others = [o for o in report["comparisons"] if o["a"] == report["main"] and o["b"] not in (report["baseline"], SECOND_DRAW)]
+    rest = "".join(f" Against {o['b']} it won {100 * o['rate']:.1f} % ({_bounds(o)})." for o in others)
+    return f"{start} ({bounds}), judged by {judge}{distance}.{rest}"
 
 
 def warnings(report: Report) -> list[Doubt]:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from lightning_rlhf.files import file_sha256, read_jsonl, write_jsonl
 from lightning_rlhf.generation import seed_for
 from lightning_rlhf.labelers import answer
 from lightning_rlhf.models import (
@@ -30,7 +31,7 @@ from lightning_rlhf.models import (
     run_context,
     token_logprobs,
 )
-from lightning_rlhf.records import Prompt, file_sha256, read_jsonl, read_prompts, write_jsonl
+from lightning_rlhf.records import Prompt, read_prompts
 from lightning_rlhf.scoring import call_reward, is_learned, load_reward
 from lightning_rlhf.tasks import Task, UsageError, task_dict, task_tokens
 

@@ -11,7 +11,8 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,13 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.utilities.model_helpers import is_overridden
 from transformers.utils import logging as transformers_logging
 
 from .data import StageData
+from .files import DataError
 from .labelers import label
 from .prompts import build_prompts
-from .records import DataError
 from .scoring import guard_problems
 from .stage import StageModule
 from .tasks import Task, UsageError
@@ -95,7 +97,7 @@ class RLHFCLI(LightningCLI):
             problems.append(f"trainer.precision: found {asked}, which is not to be had on this device; {got} is, or 32-true")
         for check in (
             self.datamodule.check,
-            lambda: self.model.check(self.datamodule, self.trainer, bool(resume)),
+            lambda: self.model.check(self.datamodule, self.trainer, bool(resume) or self.config.subcommand == "validate"),
             lambda: self.model.check_checkpoint(resume) if resume else [],
         ):
             try:
@@ -106,7 +108,12 @@ class RLHFCLI(LightningCLI):
             raise UsageError("\n".join(problems))
 
     before_fit = _check
-    before_validate = _check
+
+    def before_validate(self) -> None:
+        """As before fit; and there must be something to validate with."""
+        self._check()
+        if not is_overridden("validation_step", self.model):
+            raise UsageError(f"validate: {type(self.model).__name__} has no validation; use `python -m eval report`")
 
 
 CLI_OPTIONS: dict[str, Any] = dict(
@@ -160,12 +167,25 @@ def quiet() -> None:
     transformers_logging.disable_progress_bar()
 
 
+@contextmanager
+def one_message() -> Iterator[None]:
+    """A user's mistake ends in one message on standard error and exit status 2; Ctrl-C in 130."""
+    try:
+        yield
+    except (UsageError, DataError, MisconfigurationException) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
 def main(args: list[str] | None = None) -> None:
-    """Run a command; a user's mistake ends in one message on standard error and exit status 2."""
+    """Run a command."""
     args = sys.argv[1:] if args is None else args
     quiet()
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)  # ${run_dir} inside a subcommand's own options
-    try:
+    with one_message():
         check_yaml(args)
         if args and args[0] in FUNCTIONS:
             FUNCTIONS[args[0]](**parse_function(args[0], args[1:]))
@@ -176,9 +196,3 @@ def main(args: list[str] | None = None) -> None:
             print(f"usage: lightning-rlhf {{{known}}} -c CONFIG [-c OVERLAY …] [--OPTION VALUE …]\n\n{__doc__}")
             if args and args[0] not in ("-h", "--help"):
                 raise UsageError(f"no command {args[0]!r}, expected one of: {known}")
-    except (UsageError, DataError, MisconfigurationException) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        raise SystemExit(130) from None

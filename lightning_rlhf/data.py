@@ -156,7 +156,7 @@ class StageData(L.LightningDataModule):
 
     def query_ids(self, text: Any, where: str) -> list[int]:
         """A record's prompt as token ids, at most `query_length` of them. Raises DataError where it is longer."""
-        ids = encode(self.tokenizer, text)
+        ids = encode(self.tokenizer, plain(text, f"{where}: field 'prompt'"))
         if len(ids) > self.task.query_length:
             most = self.task.query_length
             raise DataError(f"{where}: field 'prompt': found {len(ids)} tokens, expected at most task.query_length = {most}")
@@ -188,6 +188,13 @@ class StageData(L.LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take it up."""
         self.resume_at = state_dict["train"]
+
+
+def plain(text: Any, where: str) -> str | list[int]:
+    """A text or token ids as they are. Raises DataError for messages, which no stage can use yet."""
+    if isinstance(text, list) and text and isinstance(text[0], dict):
+        raise DataError(f"{where}: found messages, expected a text or token ids")
+    return text
 
 
 def policy_prompt(query: list[int], resolved: TaskTokens) -> list[int]:
@@ -231,7 +238,8 @@ class SFTData(StageData):
     def item(self, record: Demonstration, where: str) -> tuple[list[int], list[int]]:
         """A record → (prompt ids as the policy sees them, response ids)."""
         query = self.query_ids(record.prompt, where)
-        return policy_prompt(query, self.resolved), encode_continuation(self.tokenizer, record.completion)
+        response = encode_continuation(self.tokenizer, plain(record.completion, f"{where}: field 'completion'"))
+        return policy_prompt(query, self.resolved), response
 
     @staticmethod
     def collate(rows: list[tuple[list[int], list[int]]]) -> SFTBatch:
@@ -294,7 +302,8 @@ class PreferenceData(StageData):
         """A record → (query ids with BOS, ids of each response, best)."""
         query = bos_ids(self.tokenizer) + self.query_ids(record.prompt, where)
         assert record.best is not None
-        return query, [encode_continuation(self.tokenizer, r) for r in record.responses], record.best
+        responses = [plain(r, f"{where}: field 'responses'") for r in record.responses]
+        return query, [encode_continuation(self.tokenizer, r) for r in responses], record.best
 
     @staticmethod
     def collate(rows: list[tuple[list[int], list[list[int]], int]]) -> ComparisonBatch:

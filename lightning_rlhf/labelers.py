@@ -12,9 +12,11 @@ from typing import Any
 
 from tqdm import tqdm
 
+from .data import plain
+from .files import write_jsonl
 from .generation import sample, seed_for, truncate
 from .models import LM, decode, device_of, encode, find_lm, load_lm, pad_batch, run_context
-from .records import Prompt, read_prompts, write_jsonl
+from .records import Prompt, read_prompts
 from .runinfo import RunInfo
 from .scoring import call_reward, load_callable
 from .tasks import Task, TaskTokens, UsageError, task_tokens
@@ -92,6 +94,9 @@ def label(
     find_lm(lm)
     limits = {"train": train, "val": val}
     splits = {s: list(read_prompts(file))[: limits[s]] for s, file in files.items()}
+    for split, records in splits.items():
+        for i, record in enumerate(records, 1):
+            plain(record.prompt, f"{files[split]}: record {i}: field 'prompt'")
     config = dict(lm=lm, task=vars(task), labeler=labeler, num_samples=num_samples, batch_size=batch_size, precision=precision)
     info = RunInfo("labels", seed, config, list(files.values()))
     policy = load_lm(lm)

@@ -17,6 +17,8 @@ from typing import Any, cast
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
+from .tasks import UsageError
+
 
 class AdamTF(torch.optim.Optimizer):
     """Adam with epsilon outside the bias correction (TensorFlow 1's `AdamOptimizer`; Kingma & Ba 2015, end of §2).
@@ -28,7 +30,7 @@ class AdamTF(torch.optim.Optimizer):
         eps: Added to sqrt(v), uncorrected.
 
     Raises:
-        ValueError: An argument is out of its range.
+        UsageError: An argument is out of its range.
     """
 
     def __init__(
@@ -39,11 +41,11 @@ class AdamTF(torch.optim.Optimizer):
         eps: float = 1e-5,
     ) -> None:
         if lr < 0:
-            raise ValueError(f"lr: found {lr}, expected 0 or more")
+            raise UsageError(f"lr: found {lr}, expected 0 or more")
         if eps < 0:
-            raise ValueError(f"eps: found {eps}, expected 0 or more")
+            raise UsageError(f"eps: found {eps}, expected 0 or more")
         if not (0 <= betas[0] < 1 and 0 <= betas[1] < 1):
-            raise ValueError(f"betas: found {tuple(betas)}, expected both in [0, 1)")
+            raise UsageError(f"betas: found {tuple(betas)}, expected both in [0, 1)")
         super().__init__(params, dict(lr=lr, betas=tuple(betas), eps=eps))
 
     @torch.no_grad()
@@ -88,8 +90,8 @@ def linear_anneal(optimizer: torch.optim.Optimizer, total: int) -> LambdaLR:
         total: Number of steps of the schedule, at least 1.
 
     Raises:
-        ValueError: `total` is below 1.
+        UsageError: `total` is below 1.
     """
     if total < 1:
-        raise ValueError(f"total: found {total}, expected at least 1")
+        raise UsageError(f"total: found {total}, expected at least 1")
     return LambdaLR(optimizer, lambda step: max(0.0, 1.0 - step / total))

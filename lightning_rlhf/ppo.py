@@ -43,7 +43,7 @@ from .models import (
 )
 from .optim import AdamTF, linear_anneal
 from .scoring import LearnedReward, call_reward, find_reward, guard, is_learned, load_reward
-from .stage import StageModule, is_finite
+from .stage import StageModule, is_finite, told
 from .tasks import Task, UsageError, task_tokens
 
 # ------------------------------------------------------------------------------------------------------- pure maths
@@ -336,13 +336,15 @@ class PPOModule(StageModule):
 
     def check(self, data: Any, trainer: Any, resuming: bool) -> list[str]:
         """Every problem that the options alone show."""
-        for name in {self.policy_name, self.reference_name}:
-            find_lm(name)
-        find_reward(self.reward_name, self.task.name, self.allow_other_task)
         problems = super().check(data, trainer, resuming)
-        if str(trainer.precision) in ("16-mixed", "16-true"):
+        for name in sorted({self.policy_name, self.reference_name}):
+            problems += told(find_lm, name)
+        problems += told(find_reward, self.reward_name, self.task.name, self.allow_other_task)
+        # on a CPU Lightning has replaced it already: what was asked for counts
+        precision = str((self.run_config or {}).get("trainer", {}).get("precision", trainer.precision))
+        if precision in ("16", "16-mixed", "16-true"):
             problems.append(
-                f"trainer.precision: found {trainer.precision}; PPO is refused under it, because the gradient scaler skips "
+                f"trainer.precision: found {precision}; PPO is refused under it, because the gradient scaler skips "
                 "optimizer steps while the schedule and the KL controller go on; use bf16-mixed or 32-true"
             )
         if self.kl_coef < 0 and not self.allow_negative_kl:

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from .files import DataError, read_jsonl, write_jsonl
 from .generation import sample, seed_for
 from .models import ASSETS, LM, decode, encode, find_lm, load_lm, load_tokenizer, run_context
-from .records import DataError, read_jsonl, write_jsonl
 from .runinfo import RunInfo
 from .tasks import Task, TaskTokens, UsageError, build_query, task_tokens
 

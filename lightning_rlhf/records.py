@@ -16,34 +16,26 @@ later stage needs to know it; (2) 2020 pairs keep the order that the labeler saw
 while pairs of `chosen` and `rejected` have the chosen one first.
 """
 
-import csv
 import difflib
-import glob
-import gzip
-import hashlib
-import io
-import json
 import math
 import os
-import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext, suppress
-from dataclasses import dataclass, field, fields, is_dataclass
-from pathlib import Path
-from typing import IO, Any, Generic, NamedTuple, NoReturn, TypeVar, cast
+from dataclasses import dataclass, field, fields
+from typing import Any, Generic, NamedTuple, TypeVar, cast
+
+from .files import DataError, PathLike, Row, bad, check, read_rows, show
+
+__all__ = [
+    "FORMATS", "Comparison", "ComparisonReader", "DataError", "Demonstration", "Prompt", "Rating", "RecordReader", "Sample",
+    "Text", "read_comparisons", "read_demonstrations", "read_prompts", "read_ratings", "read_samples",
+]  # fmt: skip
 
 Text = str | list[int] | list[dict]  # plain text, token ids, or messages {role, content}
 Reference = Text | list[str]  # a list of strings is several references
-PathLike = str | os.PathLike[str]
-Row = tuple[str, int, dict[str, Any]]  # "file:line", line, object
 T = TypeVar("T")
 
 PAD_2019 = 50259  # pads queries and samples in the label files of 2019
 HH_MARKER = "\n\nAssistant:"
-
-
-class DataError(ValueError):
-    """A record or file that cannot be used: `file:line: field 'name': found this, expected that`."""
 
 
 class _Unusable(Exception):
@@ -115,24 +107,9 @@ class Sample:
 # ---------------------------------------------------------------------------- errors and checks of a field
 
 
-def _bad(at: str, name: str | None, found: str, expected: str) -> DataError:
-    return DataError(f"{at}: {f'field {name!r}: ' if name else ''}found {found}, expected {expected}")
-
-
-def _show(value: Any) -> str:
-    text = json.dumps(value, default=repr)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
 def _nearest(name: str, keys: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, keys, n=1)
     return f" (is '{close[0]}' meant to be '{name}'?)" if close else ""
-
-
-def _check(ok: bool, value: Any, at: str, name: str | None, expected: str) -> Any:
-    if not ok:
-        raise _bad(at, name, _show(value), expected)
-    return value
 
 
 def _kind(text: Text) -> str | None:
@@ -154,11 +131,11 @@ def _text(value: Any, at: str, name: str) -> Text:
     types = set(map(type, value)) if isinstance(value, list) else {None}
     ids = types <= {int} and (not value or min(value) >= 0)  # bool is not int here
     expected = "a string, a list of token ids (integers from 0) or a list of {role, content}"
-    _check(ids or types == {dict}, value, at, name, expected)
+    check(ids or types == {dict}, value, at, name, expected)
     for i, message in enumerate(() if ids else value):
         for key in ("role", "content"):
-            _check(key in message, message, at, f"{name}[{i}]", "an object with role and content")
-            _check(isinstance(message[key], str), message[key], at, f"{name}[{i}].{key}", "a string")
+            check(key in message, message, at, f"{name}[{i}]", "an object with role and content")
+            check(isinstance(message[key], str), message[key], at, f"{name}[{i}].{key}", "a string")
     return value
 
 
@@ -172,37 +149,37 @@ def _reference(value: Any, at: str, name: str) -> Reference:
 
 
 def _number(value: Any, at: str, name: str) -> float:
-    return _check(type(value) in (int, float) and abs(value) < math.inf, value, at, name, "a finite number")
+    return check(type(value) in (int, float) and abs(value) < math.inf, value, at, name, "a finite number")
 
 
 def _integer(value: Any, at: str, name: str) -> int:
-    return _check(type(value) is int and value >= 0, value, at, name, "an integer from 0")
+    return check(type(value) is int and value >= 0, value, at, name, "an integer from 0")
 
 
 def _string(value: Any, at: str, name: str) -> str:
-    return _check(isinstance(value, str), value, at, name, "a string")
+    return check(isinstance(value, str), value, at, name, "a string")
 
 
 def _dict(value: Any, at: str, name: str, *keys: str) -> dict:
     has = f" with {', '.join(keys)}" if keys else ""
-    return _check(isinstance(value, dict) and set(keys) <= set(value), value, at, name, "an object" + has)
+    return check(isinstance(value, dict) and set(keys) <= set(value), value, at, name, "an object" + has)
 
 
 def _list(value: Any, at: str, name: str, length: int | None = None) -> list:
-    _check(isinstance(value, list), value, at, name, "a list")
+    check(isinstance(value, list), value, at, name, "a list")
     if length not in (None, len(value)):
-        raise _bad(at, name, f"{len(value)} entries", f"{length} entries")
+        raise bad(at, name, f"{len(value)} entries", f"{length} entries")
     return value
 
 
 def _best(value: Any, at: str, name: str, n: int) -> int:
     valid = type(value) is int and 0 <= value < n
-    return _check(valid, value, at, name, f"an integer from 0 to {n - 1} (there are {n} responses)")
+    return check(valid, value, at, name, f"an integer from 0 to {n - 1} (there are {n} responses)")
 
 
 def _ranks(value: Any, at: str, name: str, n: int) -> list[int]:
     valid = all(type(rank) is int and 1 <= rank <= n for rank in _list(value, at, name, n)) and 1 in value
-    return _check(valid, value, at, name, f"integers from 1 (best) to {n}, one of them 1")
+    return check(valid, value, at, name, f"integers from 1 (best) to {n}, one of them 1")
 
 
 def _ratings(value: Any, at: str, name: str, n: int) -> list[float]:
@@ -213,181 +190,12 @@ def _scores(value: Any, at: str, name: str) -> dict[str, float]:
     return {key: _number(score, at, f"{name}.{key}") for key, score in _dict(value, at, name).items()}
 
 
-def _optional(record: dict, at: str, name: str, check: Callable[..., Any], *args: Any) -> Any:
-    return None if record.get(name) is None else check(record[name], at, name, *args)
+def _optional(record: dict, at: str, name: str, parse: Callable[..., Any], *args: Any) -> Any:
+    return None if record.get(name) is None else parse(record[name], at, name, *args)
 
 
 def _rest(record: dict, *used: str) -> dict[str, Any]:
     return {key: value for key, value in record.items() if key not in used}
-
-
-# ----------------------------------------------------------------------------------- from bytes to objects
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
-
-
-_JSON = json.JSONDecoder(parse_constant=_no_constant)  # by default Python accepts NaN and Infinity
-_BLANK = object()
-
-
-def _files(path: PathLike) -> list[str]:
-    """The file itself, a directory's *.jsonl and *.jsonl.gz sorted, or a glob's matches sorted."""
-    name = os.fspath(path)
-    if os.path.isdir(name):
-        found = sorted(str(f) for f in Path(name).iterdir() if f.name.endswith((".jsonl", ".jsonl.gz")))
-    elif os.path.exists(name) or not glob.has_magic(name):
-        return [name]
-    else:
-        found = sorted(glob.glob(name, recursive=True))
-    if not found:
-        raise _bad(
-            name, None, "no file", "a directory with *.jsonl or *.jsonl.gz files, or a glob that matches"
-        )
-    return found
-
-
-def _open(file: str) -> IO[bytes]:
-    return cast(IO[bytes], gzip.open(file, "rb") if file.endswith(".gz") else open(file, "rb"))
-
-
-def _encodable(value: Any, source: str) -> Any:
-    """`value`, parsed from `source`; half a surrogate pair, which an escape can spell, raises."""
-    if "\\ud" in source or "\\uD" in source:
-        json.dumps(value, ensure_ascii=False).encode()
-    return value
-
-
-def _json_lines(file: str) -> Iterator[tuple[int, Any]]:
-    with _open(file) as handle:
-        for number, raw in enumerate(handle, 1):
-            text = raw.decode("utf-8")
-            text = text.removeprefix("\ufeff") if number == 1 else text
-            yield number, _encodable(_JSON.decode(text), text) if text.strip() else _BLANK
-
-
-def _json_array(file: str, chunk: int = 1 << 16) -> Iterator[tuple[int, Any]]:
-    """The items of one array, counted from 1; holds a chunk and an item at a time."""
-    number, buffer, ended = 1, "", False
-    with _open(file) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig") as handle:
-        while True:
-            buffer = buffer.lstrip()
-            separator, body = buffer[:1], buffer[1:].lstrip()
-            if separator == "]" and number > 1:
-                if (body + handle.read(chunk)).strip():
-                    raise ValueError("text after the end of the array")
-                return
-            try:
-                if separator != ("," if number > 1 else "["):
-                    raise json.JSONDecodeError("Expecting ',' or ']'", buffer, 0)
-                value, end = _JSON.raw_decode(body)
-            except json.JSONDecodeError as error:
-                if number == 1 and body.startswith("]"):
-                    return
-                # An item that the buffer cuts off fails near the buffer's end, or as an unterminated string.
-                cut = error.msg.startswith("Unterminated") or len(error.doc) - error.pos < 16
-                if ended or not cut:
-                    raise
-                more = handle.read(max(chunk, len(buffer)))
-                buffer, ended = buffer + more, not more
-                continue
-            yield number, _encodable(value, body[:end])
-            buffer, number = body[end:], number + 1
-
-
-# A CSV cell is text. These columns hold JSON (a number, a list, an object); empty cells there mean no value.
-_CSV_JSON = {"best", "ranks", "ratings", "rating", "margin", "responses", "score", "difference"}
-_CSV_JSON |= {"index", "seed", "scores"}
-
-
-def _csv_rows(file: str) -> Iterator[tuple[int, Any]]:
-    """By the csv module: pandas would turn the answers "None" and "NA" into nulls, and "42" into a number."""
-    csv.field_size_limit(1 << 30)  # its own limit, 128 KB, is shorter than some articles
-    with _open(file) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as handle:
-        for number, row in enumerate(csv.DictReader(handle, strict=True), 1):
-            if None in row or None in row.values():
-                raise csv.Error("more or fewer cells than the header has")
-            for key in _CSV_JSON.intersection(row):
-                with suppress(ValueError):  # stays text, which the check of that field reports
-                    row[key] = _JSON.decode(row[key]) if row[key].strip() else None
-            yield number, {key: value for key, value in row.items() if value is not None}
-
-
-def _parquet_rows(file: str) -> Iterator[tuple[int, Any]]:
-    """A null cell is an absent field."""
-    from datasets import load_dataset
-
-    os.stat(file)  # a missing file is an error that reads like any other
-    rows = load_dataset("parquet", data_files=glob.escape(file), split="train", streaming=True)
-    for number, row in enumerate(rows, 1):
-        yield number, {key: value for key, value in row.items() if value is not None}
-
-
-def _explain(error: Exception, in_lines: bool) -> tuple[str, str]:
-    """What was found and what was expected, for an error from reading a file."""
-    if isinstance(error, UnicodeDecodeError):
-        offset = f" at byte offset {error.start} of the line" if in_lines else ""
-        return f"byte 0x{error.object[error.start]:02x}{offset}", "UTF-8 text"
-    if isinstance(error, UnicodeEncodeError):
-        return "half a surrogate pair in an escape", "text that UTF-8 can hold"
-    if isinstance(error, json.JSONDecodeError):
-        return f"broken JSON ({error.msg}{f' at column {error.colno}' if in_lines else ''})", "a JSON object"
-    if isinstance(error, FileNotFoundError):
-        return "no such file", "a file, a directory or a glob"
-    if isinstance(error, (EOFError, zlib.error, gzip.BadGzipFile)):
-        return f"a truncated or damaged gzip file ({error})", "a whole one"
-    return f"unreadable data ({error})", "a well-formed file"
-
-
-def _guarded(file: str, unit: str, rows: Iterator[tuple[int, Any]]) -> Iterator[Row]:
-    """`rows` as Rows; every error of reading becomes a DataError that says where."""
-    number, empty = 0, True
-    try:
-        for number, value in rows:
-            if value is not _BLANK:
-                empty, at = False, f"{file}:{unit}{number}"
-                yield at, number, _check(isinstance(value, dict), value, at, None, "a JSON object")
-    except DataError:
-        raise
-    except (OSError, EOFError, zlib.error, csv.Error, ValueError, RecursionError, RuntimeError) as error:
-        raise _bad(f"{file}:{unit}{number + 1}", None, *_explain(error, not unit)) from error
-    if empty:
-        raise _bad(f"{file}:{unit}1", None, "an empty file", "at least one record")
-
-
-def _rows(path: PathLike) -> Iterator[Row]:
-    """Every record of `path`, whatever its container."""
-    for file in _files(path):
-        name = file.removesuffix(".gz")
-        head = b""
-        if not name.endswith((".csv", ".parquet")):
-            try:
-                with _open(file) as handle:
-                    head = handle.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
-            except (OSError, EOFError, zlib.error):
-                pass  # _json_lines meets the same error, where it gets its line number
-        if name.endswith(".csv"):
-            yield from _guarded(file, "row ", _csv_rows(file))
-        elif name.endswith(".parquet"):
-            yield from _guarded(file, "row ", _parquet_rows(file))
-        elif head.startswith(b"["):
-            yield from _guarded(file, "item ", _json_array(file))
-        else:
-            yield from _guarded(file, "", _json_lines(file))
-
-
-def read_jsonl(path: PathLike) -> Iterator[tuple[str, int, dict]]:
-    """Stream `(file, line from 1, object)` from a file, a directory of *.jsonl[.gz] (sorted) or a glob.
-
-    Holds a line at a time; skips blank lines; tolerates a byte order mark. Raises DataError, with file and
-    line, for a missing or empty file, truncated gzip, broken JSON, NaN or Infinity, a byte that is not
-    UTF-8, a line that is not an object.
-    """
-    for file in _files(path):
-        for _, number, record in _guarded(file, "", _json_lines(file)):
-            yield file, number, record
-
 
 # ----------------------------------------------------------------------------- from objects to comparisons
 
@@ -412,7 +220,7 @@ def _check_texts(prompt: Text, responses: list[Text], at: str, name: str) -> Non
     allowed = {_kind(prompt), "a string"} if _kind(prompt) == "messages" else {_kind(prompt)}
     if len(kinds) > 1 or (_kind(prompt) and not kinds <= allowed):
         found = f"{' and '.join(sorted(map(str, kinds)))} after a prompt that is {_kind(prompt)}"
-        raise _bad(at, name, found, "texts of one kind")
+        raise bad(at, name, found, "texts of one kind")
     if any(map(_empty, responses)):
         raise _Unusable("empty response")
     if _empty(prompt):
@@ -426,7 +234,7 @@ def _responses(record: dict, at: str) -> Comparison:
     values = _list(record["responses"], at, "responses")
     n, enough = len(values), 1 if record.get("ratings") is not None else 2
     if n < enough:
-        raise _bad(at, "responses", f"{n} responses", f"at least {enough}")
+        raise bad(at, "responses", f"{n} responses", f"at least {enough}")
     responses = [_text(value, at, f"responses[{i}]") for i, value in enumerate(values)]
     judged = {
         "best": _optional(record, at, "best", _best, n),
@@ -435,7 +243,7 @@ def _responses(record: dict, at: str) -> Comparison:
         "margin": _optional(record, at, "margin", _number),
     }
     if judged["ranks"] and judged["best"] is not None:
-        _check(judged["ranks"][judged["best"]] == 1, judged["best"], at, "best", "a response of rank 1")
+        check(judged["ranks"][judged["best"]] == 1, judged["best"], at, "best", "a response of rank 1")
     prompt = _text(record["prompt"], at, "prompt")
     _check_texts(prompt, responses, at, "responses")
     if judged["best"] is None and judged["ranks"] and set(judged["ranks"]) == {1}:
@@ -455,7 +263,7 @@ def _pair_implicit(record: dict, at: str) -> Comparison:
     """Whole dialogues in messages: what the two share from the start is the prompt."""
     chosen, rejected = _texts(record, at, "chosen", "rejected")
     for name, side in (("chosen", chosen), ("rejected", rejected)):
-        _check(_kind(side) in ("messages", None), side, at, name, "a list of {role, content}")
+        check(_kind(side) in ("messages", None), side, at, name, "a list of {role, content}")
     same = 0
     while same < min(len(chosen), len(rejected)) and chosen[same] == rejected[same]:
         same += 1
@@ -473,7 +281,7 @@ def _hh(record: dict, at: str) -> Comparison:
     sides = {}
     for name in ("chosen", "rejected"):
         before, marker, answer = _string(record[name], at, name).rpartition(HH_MARKER)
-        _check(bool(marker), record[name], at, name, f"a dialogue with {_show(HH_MARKER)}")
+        check(bool(marker), record[name], at, name, f"a dialogue with {show(HH_MARKER)}")
         sides[name] = before + marker, answer
     if sides["chosen"][0] != sides["rejected"][0]:
         raise _Unusable("prompts differ")
@@ -614,7 +422,7 @@ def _detect(layouts: tuple[_Layout, ...], row: Row) -> _Layout:
     found = f"the fields {', '.join(record) or '(none)'}"
     if len(lacks) == 1:
         found += f" (nearest to {nearest.format}, without '{lacks[0]}'{_nearest(lacks[0], record)})"
-    raise _bad(
+    raise bad(
         at, None, found, "one of the formats " + "; ".join(f"{name} {FORMATS[name]}" for name in names)
     )
 
@@ -632,7 +440,7 @@ class RecordReader(Iterator[T], Generic[T]):
         self.path, self.strict, self.max_skipped = os.fspath(path), strict, max_skipped
         self.skipped: dict[str, list[int]] = {}
         self.count = 0  # records read so far, the skipped ones too
-        self._rows = _rows(path)
+        self._rows = read_rows(path)
         self._first: Row | None = next(self._rows)  # an empty file raises here
         self._layout = _detect(layouts, self._first)
         self.format = self._layout.format
@@ -649,13 +457,13 @@ class RecordReader(Iterator[T], Generic[T]):
                 if key not in record:
                     others = [name for name in record if name not in self._layout.keys]
                     found = f"only {', '.join(record) or 'an empty object'}{_nearest(key, others)}"
-                    raise _bad(at, key, found, f"the fields {', '.join(self._layout.keys)}")
-                _check(record[key] is not None, None, at, key, "a value")
+                    raise bad(at, key, found, f"the fields {', '.join(self._layout.keys)}")
+                check(record[key] is not None, None, at, key, "a value")
             try:
                 return self._layout.parse(record, at)
             except _Unusable as reason:
                 if self.strict:
-                    raise _bad(
+                    raise bad(
                         at, None, f"an unusable record: {reason}", "usable ones only (strict)"
                     ) from None
                 self.skipped.setdefault(str(reason), []).append(number)
@@ -665,7 +473,7 @@ class RecordReader(Iterator[T], Generic[T]):
         if unusable == self.count or unusable > self.max_skipped * self.count:
             reasons = [f"{len(n)} {why} (at {', '.join(map(str, n[:8]))})" for why, n in self.skipped.items()]
             found = f"{unusable} of {self.count} records unusable: {'; '.join(reasons)}"
-            raise _bad(self.path, None, found, f"at most {100 * self.max_skipped:g} %, and one usable")
+            raise bad(self.path, None, found, f"at most {100 * self.max_skipped:g} %, and one usable")
 
 
 class ComparisonReader(RecordReader[Comparison]):
@@ -682,7 +490,7 @@ def read_comparisons(
     `.format` and `.skipped`. Raises DataError, as this module's docstring says.
     """
     if format is not None and format not in FORMATS:
-        raise _bad(os.fspath(path), "format", f"'{format}'", f"one of {', '.join(FORMATS)}")
+        raise bad(os.fspath(path), "format", f"'{format}'", f"one of {', '.join(FORMATS)}")
     layouts = tuple(layout for layout in _COMPARISONS if format in (None, layout.format))
     return ComparisonReader(path, layouts, strict, max_skipped)
 
@@ -702,7 +510,7 @@ def _prompt(record: dict, at: str) -> Prompt:
 
 def _sample(record: dict, at: str) -> Sample:
     """An empty response is a sample like any other: that policy said nothing."""
-    name = _check(type(record["id"]) in (str, int), record["id"], at, "id", "a string or an integer")
+    name = check(type(record["id"]) in (str, int), record["id"], at, "id", "a string or an integer")
     return Sample(
         id=str(name),
         index=_integer(record.get("index", 0), at, "index"),
@@ -748,62 +556,7 @@ def read_samples(path: PathLike) -> RecordReader[Sample]:
         first = seen.setdefault((sample.id, sample.policy, sample.index), at)
         if first != at:
             found = f"{sample.id!r} with policy {sample.policy!r} and index {sample.index}, as at {first}"
-            raise _bad(at, "id", found, "each (id, policy, index) once")
+            raise bad(at, "id", found, "each (id, policy, index) once")
         return sample
 
     return RecordReader(path, (_Layout("sample", ("id", "policy", "prompt", "response"), parse),), False, 0.0)
-
-
-# ------------------------------------------------------------------------------------------------- writing
-
-
-def _plain(row: Any, at: str) -> dict:
-    """A dict as it is; a dataclass without its None fields and with its `meta` at the top level."""
-    if isinstance(row, dict):
-        return row
-    if not is_dataclass(row) or isinstance(row, type):
-        raise _bad(at, None, f"a {type(row).__name__}", "a dict or a dataclass")
-    names = [f.name for f in fields(row) if f.name != "meta"]
-    meta = getattr(row, "meta", {})
-    for name in names:
-        if name in meta:
-            raise _bad(at, f"meta.{name}", "the name of a field of the record", "another name")
-    return {name: getattr(row, name) for name in names if getattr(row, name) is not None} | meta
-
-
-def _encode(row: Any, at: str) -> bytes:
-    row = _plain(row, at)
-    try:
-        return json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n"
-    except (TypeError, ValueError, RecursionError) as error:
-        found = f"a row that JSON cannot hold ({error})"
-        raise _bad(at, None, found, "strings, finite numbers, lists, dicts") from error
-
-
-def write_jsonl(path: PathLike, rows: Iterable[Any]) -> int:
-    """Write dicts or dataclasses as JSON lines, gzipped where the name ends in .gz; return how many.
-
-    Atomic: readers see the old file or the whole new one, and an error leaves the old one. The same rows
-    give the same bytes. Raises DataError for a row that JSON cannot hold: NaN, Infinity, an unknown type.
-    """
-    path, count = Path(path), 0
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as raw:
-            zipped = path.suffix == ".gz"
-            with gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if zipped else nullcontext(raw) as out:
-                for count, row in enumerate(rows, 1):
-                    out.write(_encode(row, f"{path}:{count}"))
-            raw.flush()
-            os.fsync(raw.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return count
-
-
-def file_sha256(path: PathLike) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
-    with open(path, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -28,7 +28,7 @@ from .generation import sample, seed_for
 from .models import ScalarModel, SplitTrunk, bos_ids, find_lm, load_lm, pad_batch, save_reward
 from .optim import AdamTF, linear_anneal
 from .scoring import accuracy_interval
-from .stage import StageModule, is_finite
+from .stage import StageModule, is_finite, told
 from .tasks import Task, task_tokens
 
 # ------------------------------------------------------------------------------------------------------------ losses
@@ -148,8 +148,7 @@ class RewardModule(StageModule):
 
     def check(self, data: Any, trainer: Any, resuming: bool) -> list[str]:
         """The base's, and that the model exists and there is something to normalise over."""
-        find_lm(self.policy_name)
-        problems = super().check(data, trainer, resuming)
+        problems = super().check(data, trainer, resuming) + told(find_lm, self.policy_name)
         for option in ("normalise_samples", "rollout_batch_size"):
             if getattr(self, option) < 1:
                 problems.append(f"model.{option}: found {getattr(self, option)}, expected at least 1")

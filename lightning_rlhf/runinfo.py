@@ -19,7 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from .records import file_sha256
+from .files import file_sha256
 
 PACKAGES = ("lightning-rlhf", "torch", "pytorch-lightning", "transformers", "torchmetrics", "numpy")
 

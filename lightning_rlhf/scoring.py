@@ -171,6 +171,7 @@ def comparison_accuracy(reward: Callable[..., Any], comparisons: Sequence[Compar
     for comparison in usable:
         own = scores[at : at + len(comparison.responses)]
         at += len(own)
+        assert comparison.best is not None
         rest = [s for i, s in enumerate(own) if i != comparison.best]
         hits += own[comparison.best] > max(rest)  # a tie is no hit: a constant reward must not pass
     rate, low, high = accuracy_interval(hits, len(usable))

@@ -16,7 +16,7 @@ from torch import Tensor
 from .data import SFTBatch
 from .models import SplitTrunk, find_lm, hidden_states, load_lm, logits_of, save_policy, token_logprobs
 from .optim import AdamTF, linear_anneal
-from .stage import StageModule, is_finite
+from .stage import StageModule, is_finite, told
 from .tasks import Task
 
 
@@ -48,8 +48,7 @@ class SFTModule(StageModule):
 
     def check(self, data: Any, trainer: Any, resuming: bool) -> list[str]:
         """The base's, and that the model exists."""
-        find_lm(self.policy_name)
-        return super().check(data, trainer, resuming)
+        return super().check(data, trainer, resuming) + told(find_lm, self.policy_name)
 
     def configure_model(self) -> None:
         """Load the model, once."""

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as L
 import torch
 
-from .records import file_sha256
+from .files import file_sha256
 from .runinfo import RunInfo
 from .tasks import Task, UsageError, task_dict
 
@@ -176,6 +177,15 @@ def flat(tree: dict[str, Any], prefix: str, skip: Any = ()) -> dict[str, Any]:
         name = prefix if key == "init_args" else f"{prefix}.{key}"
         found.update(flat(value, name) if isinstance(value, dict) else {name: value})
     return found
+
+
+def told(check: Callable[..., Any], *args: Any) -> list[str]:
+    """A check that raises, as a list of problems."""
+    try:
+        check(*args)
+    except UsageError as error:
+        return [str(error)]
+    return []
 
 
 def is_finite(name: str, value: torch.Tensor, iteration: int) -> None:

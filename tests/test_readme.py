@@ -46,7 +46,8 @@ def test_readme_shows_each_stage_in_order() -> None:
 def test_demo_is_the_readmes_commands() -> None:
     script = (ROOT / "runs/sentiment.sh").read_text(encoding="utf-8")
     script = script.replace("$BASE", "configs/sentiment").replace("$OVER", "configs/sentiment/stories260k")
-    plain = [re.sub(r' (-c \$HARDWARE|--run_dir "\$RUN"|--seed(_everything)? "\$SEED")', "", line) for line in script.splitlines()]
+    flags = r' (-c \$HARDWARE|--run_dir "\$RUN"|--seed(_everything)? "\$SEED")'
+    plain = [re.sub(flags, "", line) for line in script.splitlines()]
     assert commands("\n".join(plain)) == [c for c in README if "--ckpt_path" not in c]
 
 
@@ -147,7 +148,9 @@ def test_a_second_report_samples_nothing_again(run_dir: Path, monkeypatch: pytes
         (["--precision", "8"], "precision: found '8'"),
     ],
 )
-def test_eval_names_what_is_wrong(run_dir: Path, flags: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_eval_names_what_is_wrong(
+    run_dir: Path, flags: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(ROOT)
     command = next(c for c in README if c[0] == "python")
     with pytest.raises(SystemExit) as stop:

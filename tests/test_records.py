@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from lightning_rlhf import records
+from lightning_rlhf import files, records
+from lightning_rlhf.files import file_sha256, read_jsonl, write_jsonl
 from lightning_rlhf.records import (
     FORMATS,
     Comparison,
@@ -19,14 +20,11 @@ from lightning_rlhf.records import (
     Prompt,
     Rating,
     Sample,
-    file_sha256,
     read_comparisons,
     read_demonstrations,
-    read_jsonl,
     read_prompts,
     read_ratings,
     read_samples,
-    write_jsonl,
 )
 
 PAD = 50259
@@ -179,7 +177,7 @@ def test_array_is_streamed_item_by_item_at_every_chunk_size(tmp_path):
         path.write_text(text, encoding="utf-8")
         assert [c.best for c in read_comparisons(path)] == [0, 1, 2, 3, 0, 1, 2]
         for chunk in (1, 2, 3, 17, 1000):
-            assert [item for _, item in records._json_array(str(path), chunk)] == items
+            assert [item for _, item in files._json_array(str(path), chunk)] == items
 
 
 def test_skipped_numbers_are_items_in_an_array(tmp_path):
@@ -546,14 +544,14 @@ def test_memory_and_time_do_not_grow_with_the_file(tmp_path):
     (tmp_path / "lines.jsonl").write_text((pair + "\n") * 16_000, encoding="utf-8")
     (tmp_path / "array.json").write_text("[" + ",\n".join([pair] * 16_000) + "]", encoding="utf-8")
     code = (
-        "import resource, sys; sys.path.insert(0, sys.argv[1]); from records import read_comparisons\n"
+        "import resource, sys; sys.path.insert(0, sys.argv[1]); from lightning_rlhf.records import read_comparisons\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"  # in KB on Linux
         "start = peak(); n = sum(1 for _ in read_comparisons(sys.argv[2])); grown = peak() - start\n"
         "print(n, grown, sum(m in sys.modules for m in ('torch', 'transformers', 'lightning', 'datasets')))"
     )
     for name in ("lines.jsonl", "array.json"):
         assert os.path.getsize(tmp_path / name) > 38e6
-        command = [sys.executable, "-c", code, str(Path(records.__file__).parent), str(tmp_path / name)]
+        command = [sys.executable, "-c", code, str(Path(records.__file__).parent.parent), str(tmp_path / name)]
         out = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, cwd=tmp_path)
         count, grown, heavy = map(int, out.stdout.split())  # 1 s; a quadratic reader would take minutes
         assert count == 16_000 and grown < 30_000 and heavy == 0, out.stdout

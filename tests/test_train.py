@@ -372,8 +372,8 @@ def test_a_learned_reward_needs_comparisons(tmp_path: Path) -> None:
     (problem,) = module.check(data, trainer_of(), False)
     assert problem.startswith("model.guard_comparisons: not given; a learned reward needs held-out comparisons")
     (tmp_path / "reward/reward.json").write_text(json.dumps({**record, "task": "tldr"}))
-    with pytest.raises(UsageError, match="was made for task 'tldr', this run's task is 'toy'"):
-        module.check(data, trainer_of(), False)
+    other_task, _ = module.check(data, trainer_of(), False)  # both problems are told
+    assert "was made for task 'tldr', this run's task is 'toy'" in other_task
 
 
 def test_a_reward_that_orders_a_pair_wrongly_starts_nothing(tmp_path: Path) -> None:

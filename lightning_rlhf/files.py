@@ -1,0 +1,264 @@
+"""Files of records: JSON lines (`.gz` allowed), one JSON array, CSV, Parquet → objects with their file and line, and back.
+
+Reading streams: a line, or a chunk and an item, at a time. Whatever goes wrong is a `DataError` that says where, what was
+found and what was expected. Writing is atomic.
+"""
+
+import csv
+import glob
+import gzip
+import hashlib
+import io
+import json
+import os
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext, suppress
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import IO, Any, NoReturn, cast
+
+PathLike = str | os.PathLike[str]
+Row = tuple[str, int, dict[str, Any]]  # "file:line", line, object
+
+
+class DataError(ValueError):
+    """A record or file that cannot be used: `file:line: field 'name': found this, expected that`."""
+
+
+def bad(at: str, name: str | None, found: str, expected: str) -> DataError:
+    return DataError(f"{at}: {f'field {name!r}: ' if name else ''}found {found}, expected {expected}")
+
+
+def show(value: Any) -> str:
+    text = json.dumps(value, default=repr)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def check(ok: bool, value: Any, at: str, name: str | None, expected: str) -> Any:
+    if not ok:
+        raise bad(at, name, show(value), expected)
+    return value
+
+
+# ----------------------------------------------------------------------------------- from bytes to objects
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+_JSON = json.JSONDecoder(parse_constant=_no_constant)  # by default Python accepts NaN and Infinity
+_BLANK = object()
+
+
+def _files(path: PathLike) -> list[str]:
+    """The file itself, a directory's *.jsonl and *.jsonl.gz sorted, or a glob's matches sorted."""
+    name = os.fspath(path)
+    if os.path.isdir(name):
+        found = sorted(str(f) for f in Path(name).iterdir() if f.name.endswith((".jsonl", ".jsonl.gz")))
+    elif os.path.exists(name) or not glob.has_magic(name):
+        return [name]
+    else:
+        found = sorted(glob.glob(name, recursive=True))
+    if not found:
+        raise bad(
+            name, None, "no file", "a directory with *.jsonl or *.jsonl.gz files, or a glob that matches"
+        )
+    return found
+
+
+def _open(file: str) -> IO[bytes]:
+    return cast(IO[bytes], gzip.open(file, "rb") if file.endswith(".gz") else open(file, "rb"))
+
+
+def _encodable(value: Any, source: str) -> Any:
+    """`value`, parsed from `source`; half a surrogate pair, which an escape can spell, raises."""
+    if "\\ud" in source or "\\uD" in source:
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
+
+
+def _json_lines(file: str) -> Iterator[tuple[int, Any]]:
+    with _open(file) as handle:
+        for number, raw in enumerate(handle, 1):
+            text = raw.decode("utf-8")
+            text = text.removeprefix("\ufeff") if number == 1 else text
+            yield number, _encodable(_JSON.decode(text), text) if text.strip() else _BLANK
+
+
+def _json_array(file: str, chunk: int = 1 << 16) -> Iterator[tuple[int, Any]]:
+    """The items of one array, counted from 1; holds a chunk and an item at a time."""
+    number, buffer, ended = 1, "", False
+    with _open(file) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig") as handle:
+        while True:
+            buffer = buffer.lstrip()
+            separator, body = buffer[:1], buffer[1:].lstrip()
+            if separator == "]" and number > 1:
+                if (body + handle.read(chunk)).strip():
+                    raise ValueError("text after the end of the array")
+                return
+            try:
+                if separator != ("," if number > 1 else "["):
+                    raise json.JSONDecodeError("Expecting ',' or ']'", buffer, 0)
+                value, end = _JSON.raw_decode(body)
+            except json.JSONDecodeError as error:
+                if number == 1 and body.startswith("]"):
+                    return
+                # An item that the buffer cuts off fails near the buffer's end, or as an unterminated string.
+                cut = error.msg.startswith("Unterminated") or len(error.doc) - error.pos < 16
+                if ended or not cut:
+                    raise
+                more = handle.read(max(chunk, len(buffer)))
+                buffer, ended = buffer + more, not more
+                continue
+            yield number, _encodable(value, body[:end])
+            buffer, number = body[end:], number + 1
+
+
+# A CSV cell is text. These columns hold JSON (a number, a list, an object); empty cells there mean no value.
+_CSV_JSON = {"best", "ranks", "ratings", "rating", "margin", "responses", "score", "difference"}
+_CSV_JSON |= {"index", "seed", "scores"}
+
+
+def _csv_rows(file: str) -> Iterator[tuple[int, Any]]:
+    """By the csv module: pandas would turn the answers "None" and "NA" into nulls, and "42" into a number."""
+    csv.field_size_limit(1 << 30)  # its own limit, 128 KB, is shorter than some articles
+    with _open(file) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as handle:
+        for number, row in enumerate(csv.DictReader(handle, strict=True), 1):
+            if None in row or None in row.values():
+                raise csv.Error("more or fewer cells than the header has")
+            for key in _CSV_JSON.intersection(row):
+                with suppress(ValueError):  # stays text, which the check of that field reports
+                    row[key] = _JSON.decode(row[key]) if row[key].strip() else None
+            yield number, {key: value for key, value in row.items() if value is not None}
+
+
+def _parquet_rows(file: str) -> Iterator[tuple[int, Any]]:
+    """A null cell is an absent field."""
+    from datasets import load_dataset
+
+    os.stat(file)  # a missing file is an error that reads like any other
+    rows = load_dataset("parquet", data_files=glob.escape(file), split="train", streaming=True)
+    for number, row in enumerate(rows, 1):
+        yield number, {key: value for key, value in row.items() if value is not None}
+
+
+def _explain(error: Exception, in_lines: bool) -> tuple[str, str]:
+    """What was found and what was expected, for an error from reading a file."""
+    if isinstance(error, UnicodeDecodeError):
+        offset = f" at byte offset {error.start} of the line" if in_lines else ""
+        return f"byte 0x{error.object[error.start]:02x}{offset}", "UTF-8 text"
+    if isinstance(error, UnicodeEncodeError):
+        return "half a surrogate pair in an escape", "text that UTF-8 can hold"
+    if isinstance(error, json.JSONDecodeError):
+        return f"broken JSON ({error.msg}{f' at column {error.colno}' if in_lines else ''})", "a JSON object"
+    if isinstance(error, FileNotFoundError):
+        return "no such file", "a file, a directory or a glob"
+    if isinstance(error, (EOFError, zlib.error, gzip.BadGzipFile)):
+        return f"a truncated or damaged gzip file ({error})", "a whole one"
+    return f"unreadable data ({error})", "a well-formed file"
+
+
+def _guarded(file: str, unit: str, rows: Iterator[tuple[int, Any]]) -> Iterator[Row]:
+    """`rows` as Rows; every error of reading becomes a DataError that says where."""
+    number, empty = 0, True
+    try:
+        for number, value in rows:
+            if value is not _BLANK:
+                empty, at = False, f"{file}:{unit}{number}"
+                yield at, number, check(isinstance(value, dict), value, at, None, "a JSON object")
+    except DataError:
+        raise
+    except (OSError, EOFError, zlib.error, csv.Error, ValueError, RecursionError, RuntimeError) as error:
+        raise bad(f"{file}:{unit}{number + 1}", None, *_explain(error, not unit)) from error
+    if empty:
+        raise bad(f"{file}:{unit}1", None, "an empty file", "at least one record")
+
+
+def read_rows(path: PathLike) -> Iterator[Row]:
+    """Every record of `path`, whatever its container."""
+    for file in _files(path):
+        name = file.removesuffix(".gz")
+        head = b""
+        if not name.endswith((".csv", ".parquet")):
+            try:
+                with _open(file) as handle:
+                    head = handle.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
+            except (OSError, EOFError, zlib.error):
+                pass  # _json_lines meets the same error, where it gets its line number
+        if name.endswith(".csv"):
+            yield from _guarded(file, "row ", _csv_rows(file))
+        elif name.endswith(".parquet"):
+            yield from _guarded(file, "row ", _parquet_rows(file))
+        elif head.startswith(b"["):
+            yield from _guarded(file, "item ", _json_array(file))
+        else:
+            yield from _guarded(file, "", _json_lines(file))
+
+
+def read_jsonl(path: PathLike) -> Iterator[tuple[str, int, dict]]:
+    """Stream `(file, line from 1, object)` from a file, a directory of *.jsonl[.gz] (sorted) or a glob.
+
+    Holds a line at a time; skips blank lines; tolerates a byte order mark. Raises DataError, with file and
+    line, for a missing or empty file, truncated gzip, broken JSON, NaN or Infinity, a byte that is not
+    UTF-8, a line that is not an object.
+    """
+    for file in _files(path):
+        for _, number, record in _guarded(file, "", _json_lines(file)):
+            yield file, number, record
+
+
+# ------------------------------------------------------------------------------------------------- writing
+
+
+def _plain(row: Any, at: str) -> dict:
+    """A dict as it is; a dataclass without its None fields and with its `meta` at the top level."""
+    if isinstance(row, dict):
+        return row
+    if not is_dataclass(row) or isinstance(row, type):
+        raise bad(at, None, f"a {type(row).__name__}", "a dict or a dataclass")
+    names = [f.name for f in fields(row) if f.name != "meta"]
+    meta = getattr(row, "meta", {})
+    for name in names:
+        if name in meta:
+            raise bad(at, f"meta.{name}", "the name of a field of the record", "another name")
+    return {name: getattr(row, name) for name in names if getattr(row, name) is not None} | meta
+
+
+def _encode(row: Any, at: str) -> bytes:
+    row = _plain(row, at)
+    try:
+        return json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    except (TypeError, ValueError, RecursionError) as error:
+        found = f"a row that JSON cannot hold ({error})"
+        raise bad(at, None, found, "strings, finite numbers, lists, dicts") from error
+
+
+def write_jsonl(path: PathLike, rows: Iterable[Any]) -> int:
+    """Write dicts or dataclasses as JSON lines, gzipped where the name ends in .gz; return how many.
+
+    Atomic: readers see the old file or the whole new one, and an error leaves the old one. The same rows
+    give the same bytes. Raises DataError for a row that JSON cannot hold: NaN, Infinity, an unknown type.
+    """
+    path, count = Path(path), 0
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as raw:
+            zipped = path.suffix == ".gz"
+            with gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if zipped else nullcontext(raw) as out:
+                for count, row in enumerate(rows, 1):
+                    out.write(_encode(row, f"{path}:{count}"))
+            raw.flush()
+            os.fsync(raw.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return count
+
+
+def file_sha256(path: PathLike) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

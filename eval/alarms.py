@@ -162,6 +162,8 @@ def _about_training(report: Report) -> Iterator[Doubt]:
     if guard.get("kind") == "overridden":
         why = guard.get("why", "no reason was kept")
         yield _warning("guard overridden", None, f"PPO was started although its reward was refused: {why}")
+    if guard.get("overrides"):
+        yield _warning("checks overridden", None, f"PPO was started with checks overridden: {guard['overrides']}.")
     for name, value in guard.items():
         if value is False or (isinstance(value, Mapping) and value.get("ok") is False):
             said = value.get("text", "") if isinstance(value, Mapping) else ""

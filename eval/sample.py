@@ -25,7 +25,7 @@ from lightning_rlhf.models import (
     encode,
     find_lm,
     hidden_states,
-    load_lm,
+    load_on_device,
     logits_of,
     pad_batch,
     run_context,
@@ -46,16 +46,15 @@ def slug(policy: str) -> str:
 def fingerprint(name: str) -> str:
     """What tells one model from another without loading it: the hash of its weights, or its Hub id."""
     found = Path(find_lm(name))
-    files = sorted(f for f in found.iterdir() if f.suffix in (".safetensors", ".bin")) if found.is_dir() else [found]
+    weights = (".safetensors", ".bin")
+    files = sorted(f for f in found.iterdir() if f.suffix in weights or f.name == "reward.json") if found.is_dir() else [found]
     return "|".join(f"{f.name}:{file_sha256(f)}" if f.is_file() else name for f in files)
 
 
-def load_on_device(name: str) -> LM:
-    """A model on the GPU where there is one."""
-    lm = load_lm(name)
-    if torch.cuda.is_available():
-        lm.model.to("cuda")
-    return lm
+def code_of(reward: str) -> str:
+    """A callable's name, with the hash of its file where it is one."""
+    file = Path(reward.rpartition(":")[0])
+    return f"{reward} {file_sha256(file)}" if file.is_file() else reward
 
 
 def held_out(prompts: str, limit: int | None) -> list[tuple[str, Prompt]]:
@@ -102,7 +101,7 @@ def sample_policies(
         path = output / "samples" / f"{slug(policy)}.jsonl"
         files[policy] = path
         drawn = dict(policy=policy, model=fingerprint(name), limit=limit, seed=seed + number, batch_size=batch_size)
-        key = {**drawn, "prompts": file_sha256(prompts), "task": task_dict(task)}
+        key = {**drawn, "precision": precision, "prompts": file_sha256(prompts), "task": task_dict(task)}
         if keep(path, key):
             continue
         lm = load_on_device(name)
@@ -160,7 +159,7 @@ def score_samples(
         UsageError: A policy has no samples.
     """
     rewards = {k: v for k, v in {"known": known_reward, "learned": learned_reward}.items() if v is not None}
-    made_by = {k: fingerprint(v) if is_learned(v) else v for k, v in rewards.items()}
+    made_by = {k: fingerprint(v) if is_learned(v) else code_of(v) for k, v in rewards.items()}
     base = None
     loaded: dict[str, Any] = {}
     rows: list[Row] = []
@@ -169,7 +168,7 @@ def score_samples(
         if not samples.is_file():
             raise UsageError(f"{samples}: no samples of policy {policy!r}; run `python -m eval sample` first")
         models = dict(model=fingerprint(name), reference=reference and fingerprint(reference))
-        key = {**models, "samples": file_sha256(samples), "rewards": made_by}
+        key = {**models, "samples": file_sha256(samples), "rewards": made_by, "precision": precision}
         if not keep(path, key):
             of_policy = [{**r, "scores": {}} for _, _, r in read_jsonl(samples)]
             for kind, reward_name in rewards.items():

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from .data import plain
 from .files import write_jsonl
 from .generation import sample, seed_for, truncate
-from .models import LM, decode, device_of, encode, find_lm, load_lm, pad_batch, run_context
+from .models import LM, decode, device_of, encode, find_lm, load_on_device, pad_batch, run_context
 from .records import Prompt, read_prompts
 from .runinfo import RunInfo
 from .scoring import call_reward, load_callable
@@ -99,7 +99,7 @@ def label(
             plain(record.prompt, f"{files[split]}: record {i}: field 'prompt'")
     config = dict(lm=lm, task=vars(task), labeler=labeler, num_samples=num_samples, batch_size=batch_size, precision=precision)
     info = RunInfo("labels", seed, config, list(files.values()))
-    policy = load_lm(lm)
+    policy = load_on_device(lm)
     resolved = task_tokens(task, policy.tokenizer)
     counts: dict[str, Any] = {}
     for split, records in splits.items():
@@ -124,7 +124,8 @@ def compare(reward: Any, prompts: list[Prompt], texts: list[list[str]]) -> list[
     """Comparisons `{prompt, responses, best, labeler_scores}`: the labeler's choice is the first largest reward."""
     made = []
     for prompt, responses in zip(prompts, texts, strict=True):
-        scores = call_reward(reward, [prompt.prompt] * len(responses), responses, {})
+        columns = {k: [v] * len(responses) for k, v in {"reference": prompt.reference, **prompt.meta}.items()}
+        scores = call_reward(reward, [prompt.prompt] * len(responses), responses, columns)
         row = {"prompt": prompt.prompt, "responses": responses, "best": scores.index(max(scores))}
         named = {k: v for k, v in prompt.meta.items() if k == "id"}
         made.append({**row, "labeler_scores": [round(s, 6) for s in scores], **named})

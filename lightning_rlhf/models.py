@@ -233,6 +233,14 @@ def load_lm(name: str, dtype: torch.dtype = torch.float32) -> LM:
     return LM(model, tokenizer, name, pad)
 
 
+def load_on_device(name: str) -> LM:
+    """`load_lm`, on the GPU where there is one."""
+    lm = load_lm(name)
+    if torch.cuda.is_available():
+        lm.model.to("cuda")
+    return lm
+
+
 def _without_pad(model: Any, rows: int) -> None:
     """Take off the pad row that an export added, and what the config says of it (an id beyond the embedding)."""
     model.resize_token_embeddings(rows)

@@ -431,6 +431,10 @@ class PPOModule(StageModule):
                 raise
             rank_zero_warn(f"PPO starts ALTHOUGH {error}")
             self.guard_result = {"kind": "overridden", "why": str(error)}
+        overrides = [name for name in ("allow_unguarded", "allow_other_task", "allow_negative_kl") if getattr(self, name)]
+        if overrides:
+            rank_zero_warn(f"PPO starts with checks overridden: {', '.join(overrides)}")
+            self.guard_result["overrides"] = ", ".join(overrides)
         if self.kl_coef < 0:
             rank_zero_warn(f"PPO starts with a NEGATIVE kl_coef of {self.kl_coef}")
 

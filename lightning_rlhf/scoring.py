@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import math
+import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -102,6 +104,8 @@ def load_callable(name: str) -> RewardFunction:
             loaded = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(loaded)
         else:
+            if os.getcwd() not in sys.path:  # a console script does not look where it was started
+                sys.path.insert(0, os.getcwd())
             loaded = importlib.import_module(module)
         found = getattr(loaded, function)
     except (ImportError, AttributeError, FileNotFoundError, SyntaxError, ValueError) as error:

@@ -74,7 +74,10 @@ def test_labeler_of_ones_own(tiny_run: Path, tmp_path: Path) -> None:
 
 
 def test_first_of_equals_is_chosen() -> None:
-    def reward(prompts: list[str], completions: list[str]) -> list[float]:
+    """And the prompt's other columns reach the labeler, one value a response."""
+
+    def reward(prompts: list[str], completions: list[str], **columns: list[Any]) -> list[float]:
+        assert columns == {"reference": [None] * 3, "id": ["x"] * 3, "genre": ["y"] * 3}
         return [float(len(c)) for c in completions]
 
     made = compare(reward, [Prompt("p", meta={"id": "x", "genre": "y"})], [["a", "bb", "cc"]])

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .models import position_ids
@@ -42,7 +42,14 @@ def draw(probabilities: Tensor, generator: torch.Generator) -> Tensor:
     return (chosen * block + inside).clamp_max(probabilities.shape[1] - 1)
 
 
-@torch.no_grad()
+class Drawn(NamedTuple):
+    """What `sample_with` saw on the way."""
+
+    tokens: Tensor  # (B n, R) long
+    logprobs: Tensor  # (B n, R) float32, of the tokens, by the sampler's own (cached) passes
+    inputs: Tensor | None  # (B, P + R, D): what the watched module was given
+
+
 def sample(
     model: Any,
     tokens: Tensor,
@@ -69,25 +76,59 @@ def sample(
     Raises:
         ValueError: A row that is not left-padded.
     """
+    return sample_with(model, tokens, mask, length, temperature, seed, num_samples).tokens
+
+
+@torch.no_grad()
+def sample_with(
+    model: Any,
+    tokens: Tensor,
+    mask: Tensor,
+    length: int,
+    temperature: float,
+    seed: int,
+    num_samples: int = 1,
+    watch: nn.Module | None = None,
+) -> Drawn:
+    """`sample`, with the log-probs of what was drawn, and what a block of the model was given at each place.
+
+    Args:
+        watch: A block of the model whose input is kept, so that blocks below it need not be run again; one response a prompt.
+    """
     if not bool(mask[:, -1].all()) or bool((mask[:, :-1] & ~mask[:, 1:]).any()):
         raise ValueError("sample: padding after a prompt's first token, expected left-padded prompts of at least one token")
+    if watch is not None and num_samples > 1:
+        raise ValueError(f"sample_with: found num_samples {num_samples} with a watched block, expected 1")
+    inputs: list[Tensor] = []
+    hook = watch.register_forward_pre_hook(lambda _, given: inputs.append(given[0])) if watch is not None else None
+    try:
+        found, logprobs = _sample(model, tokens, mask, length, temperature, seed, num_samples, last=watch is not None)
+    finally:
+        if hook is not None:
+            hook.remove()
+    return Drawn(found, logprobs, torch.cat(inputs, 1) if inputs else None)
+
+
+def _sample(
+    model: Any, tokens: Tensor, mask: Tensor, length: int, temperature: float, seed: int, num_samples: int, last: bool
+) -> tuple[Tensor, Tensor]:
+    """Tokens and their log-probs, (B n, R) each; `last`: run the model on the last token too."""
     generator = torch.Generator(device=tokens.device).manual_seed(seed)
     positions = position_ids(mask)
-    out = model(
-        input_ids=tokens, attention_mask=mask.long(), position_ids=positions, use_cache=True, logits_to_keep=1
-    )
+    out = model(input_ids=tokens, attention_mask=mask.long(), position_ids=positions, use_cache=True, logits_to_keep=1)
     cache, logits = out.past_key_values, out.logits[:, -1]
     following = positions[:, -1:] + 1
     if num_samples > 1:
         cache.batch_repeat_interleave(num_samples)
         logits, mask, following = (x.repeat_interleave(num_samples, 0) for x in (logits, mask, following))
     one = torch.ones((mask.shape[0], 1), dtype=torch.bool, device=mask.device)
-    sampled = []
+    sampled, logprobs = [], []
     for step in range(length):
         probabilities = torch.softmax(logits.float() / temperature, dim=-1)
         token = draw(probabilities, generator)  # (B n, 1)
         sampled.append(token)
-        if step + 1 == length:
+        logprobs.append(probabilities.gather(1, token).log())
+        if step + 1 == length and not last:
             break
         mask = torch.cat([mask, one], 1)
         out = model(
@@ -98,7 +139,7 @@ def sample(
             use_cache=True,
         )
         logits = out.logits[:, -1]
-    return torch.cat(sampled, 1)
+    return torch.cat(sampled, 1), torch.cat(logprobs, 1)
 
 
 class Sampled(NamedTuple):
@@ -130,17 +171,23 @@ def sample_until(
     Raises:
         ValueError: No stop token; or as `sample`.
     """
+    return until(sample(model, tokens, mask, length, temperature, seed, num_samples), stop, pad_id)
+
+
+def until(drawn: Tensor, stop: Sequence[int], pad_id: int) -> Sampled:
+    """Responses (B, R) up to and with their first stop token.
+
+    Raises:
+        ValueError: No stop token.
+    """
     if not stop:
         raise ValueError("sample_until: found no stop token, expected at least one")
-    drawn = sample(model, tokens, mask, length, temperature, seed, num_samples)
     ends = torch.isin(drawn, torch.tensor(list(stop), device=drawn.device))
     real = ends.long().cumsum(1) - ends.long() == 0  # no stop token before this place
     return Sampled(torch.where(real, drawn, pad_id), real, ends.any(1))
 
 
-def truncate(
-    responses: Tensor, truncate_token: int | None, truncate_after: int, pad_id: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def truncate(responses: Tensor, truncate_token: int | None, truncate_after: int, pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
     """Pad everything after the first truncate token at index >= truncate_after (Ziegler et al. 2019, §2.1).
 
     Args:

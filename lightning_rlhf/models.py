@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -176,6 +176,81 @@ def entropy_of(logits: Tensor, temperature: float = 1.0) -> Tensor:
     return -(logp.exp() * logp).sum(-1)
 
 
+class _HeadLogprobs(torch.autograd.Function):
+    """Log-probs of labels and entropies from hidden states, some rows of logits at a time; see `head_logprobs`."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, temperature: float, rows: int
+    ) -> tuple[Tensor, Tensor]:
+        ctx.temperature, ctx.rows, ctx.dtype = temperature, rows, hidden.dtype
+        if torch.is_autocast_enabled(hidden.device.type):
+            dtype = torch.get_autocast_dtype(hidden.device.type)
+            hidden, weight = hidden.to(dtype), weight.to(dtype)
+        logprobs, entropy = hidden.new_empty(len(labels), dtype=torch.float32), hidden.new_empty(len(labels), dtype=torch.float32)
+        frozen = not (ctx.needs_input_grad[1] or ctx.needs_input_grad[2])
+        slope = torch.empty_like(hidden) if frozen and ctx.needs_input_grad[0] else None
+        for i in range(0, len(labels), rows):
+            part = slice(i, i + rows)
+            scaled = _scaled_logits(hidden[part], weight, bias, temperature)
+            total = scaled.logsumexp(-1)
+            logprobs[part] = scaled.gather(1, labels[part].unsqueeze(1)).squeeze(1) - total
+            p = (scaled - total.unsqueeze(1)).exp_()
+            entropy[part] = total - torch.linalg.vecdot(p, scaled)
+            if slope is not None:  # d log p(label) / d hidden = (w_label - p W) / temperature
+                slope[part] = (weight[labels[part]] - p.to(weight.dtype) @ weight) / temperature
+        ctx.frozen = frozen
+        if slope is not None:
+            ctx.save_for_backward(slope)
+        elif not frozen:
+            ctx.save_for_backward(hidden, weight, bias, labels)
+        ctx.mark_non_differentiable(entropy)
+        return logprobs, entropy
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        if ctx.frozen:
+            (slope,) = ctx.saved_tensors
+            return (gradient.unsqueeze(1) * slope).to(ctx.dtype), None, None, None, None, None
+        hidden, weight, bias, labels = ctx.saved_tensors
+        to_hidden, to_weight = torch.empty_like(hidden), torch.zeros_like(weight, dtype=torch.float32)
+        to_bias = None if bias is None else torch.zeros_like(bias)
+        for i in range(0, len(labels), ctx.rows):
+            part = slice(i, i + ctx.rows)
+            slope = _scaled_logits(hidden[part], weight, bias, ctx.temperature).softmax(-1).neg_()
+            slope.scatter_add_(1, labels[part].unsqueeze(1), torch.ones_like(slope[:, :1]))
+            slope = (slope * (gradient[part] / ctx.temperature).unsqueeze(1)).to(weight.dtype)
+            to_hidden[part] = slope @ weight
+            to_weight += slope.T @ hidden[part]
+            if to_bias is not None:
+                to_bias += slope.sum(0)
+        return to_hidden.to(ctx.dtype), to_weight, to_bias, None, None, None
+
+
+def _scaled_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
+    """(N, D), (V, D), (V) → (N, V) float32, divided by the temperature."""
+    with torch.autocast(hidden.device.type, enabled=False):
+        return F.linear(hidden, weight, None if bias is None else bias.to(weight.dtype)).float().div_(temperature)
+
+
+def head_logprobs(model: Any, hidden: Tensor, labels: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """log softmax(logits / temperature) at the labels, and the entropy: (B, T, D), (B, T) → (B, T), (B, T), float32.
+
+    `token_logprobs` and `entropy_of` of `logits_of`, without (B, T, V): a few rows of logits stand at a time. Where the
+    output embedding is frozen the slope (w_label - p W) / temperature is made on the way, so that nothing is computed twice;
+    where it trains, the backward pass computes the logits again. The entropy has no gradient.
+    """
+    head = model.get_output_embeddings()
+    if type(head) is not nn.Linear:  # with an adapter on it
+        logits = logits_of(model, hidden)
+        return token_logprobs(logits, labels, temperature), entropy_of(logits.detach(), temperature)
+    numbers = 2**22 if hidden.device.type == "cpu" else 2**27  # of a part's logits: 16 MB, 512 MB in float32
+    rows = max(1, numbers // head.weight.shape[0])
+    found = _HeadLogprobs.apply(hidden.flatten(0, -2), head.weight, head.bias, labels.flatten(), temperature, rows)
+    logprobs, entropy = cast(tuple[Tensor, Tensor], found)
+    return logprobs.view(labels.shape), entropy.view(labels.shape)
+
+
 def pad_batch(rows: Sequence[Sequence[int]], pad_id: int, side: str = "left", length: int | None = None) -> tuple[Tensor, Tensor]:
     """Rows of ids → (tokens (B, T) long, mask (B, T) bool), padded on one side to `length` or the longest row."""
     width = max([1, *(len(r) for r in rows)]) if length is None else length
@@ -329,9 +404,7 @@ def pack_groups(tokens: Tensor, mask: Tensor, n: int) -> Packed:
 
 def hidden_states(model: Any, tokens: Tensor, mask: Tensor) -> Tensor:
     """Final normed hidden states: tokens (B, T), mask (B, T) bool → (B, T, D)."""
-    out = model.base_model(
-        input_ids=tokens, attention_mask=mask.long(), position_ids=position_ids(mask), use_cache=False
-    )
+    out = model.base_model(input_ids=tokens, attention_mask=mask.long(), position_ids=position_ids(mask), use_cache=False)
     return out.last_hidden_state
 
 
@@ -386,6 +459,7 @@ class SplitTrunk:
         if not 0 < trained <= len(layers):
             raise UsageError(f"trainable_layers: found {trained}, expected 1 to the model's {len(layers)} blocks")
         self.trained, self.cut = trained, len(layers) - trained
+        self.first = layers[self.cut]  # its input is what `below` gives
         self._below, self._above = copy.copy(base), copy.copy(base)
         self._below._modules = {**base._modules, blocks: layers[: self.cut], norm: nn.Identity()}
         self._above._modules = {**base._modules, blocks: layers[self.cut :]}

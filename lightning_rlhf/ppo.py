@@ -33,8 +33,16 @@ from torch import Tensor, nn
 
 from .alarms import Vitals, negative_kl, repeated_bigrams
 from .data import PromptBatch
-from .generation import sample, sample_until, seed_for, truncate
-from .models import ScalarModel, decode, entropy_of, hidden_states, logits_of, save_policy, save_reward, token_logprobs
+from .generation import sample_with, seed_for, truncate, until
+from .models import (
+    ScalarModel,
+    decode,
+    head_logprobs,
+    hidden_states,
+    logits_of,
+    save_policy,
+    save_reward,
+)
 from .objective import (
     AdaptiveKL,
     FixedKL,
@@ -83,6 +91,7 @@ class Rollout:
     logprobs: Tensor  # (B, R), of the policy before the update
     values: Tensor  # (B, R), before each token
     ref_logprobs: Tensor  # (B, R)
+    sampler_error: Tensor  # (B,): largest difference of its tokens' log-probs from the sampler's own
     full_kl: Tensor | None  # (B, R): exact KL before each token, where that estimator is chosen
     scores: Tensor  # (B,)
     found: Tensor  # (B,) bool: it ended as it should, by the truncate token or a stop token
@@ -170,27 +179,24 @@ class PPOModule(PPOSetup):
         # 1. exactly R tokens a prompt, or up to a stop token, at the task's temperature
         seed = seed_for(self.seed, self.updates, self.global_rank) if seed is None else seed
         length, temperature = self.task.response_length, self.task.temperature
+        watched = self.split.first if self.split and not torch.is_autocast_enabled(self.device.type) else None
+        drawn = sample_with(self.policy, batch.tokens, batch.mask, length, temperature, seed, watch=watched)
+        responses, real = drawn.tokens, torch.ones_like(drawn.tokens, dtype=torch.bool)
         if self.mode == "eos":
-            responses, real, _ = sample_until(
-                self.policy, batch.tokens, batch.mask, length, temperature, seed, self.stop, self.pad_id
-            )
-        else:
-            responses = sample(self.policy, batch.tokens, batch.mask, length, temperature, seed)
-            real = torch.ones_like(responses, dtype=torch.bool)
+            responses, real, _ = until(responses, self.stop, self.pad_id)
         tokens, mask = torch.cat([batch.tokens, responses], 1), torch.cat([batch.mask, real], 1)
         index = torch.arange(len(tokens), device=tokens.device)
         micro = self._micro(max(1, len(index) // self.num_mini_batches))
         # 2. log-probs of policy and reference, values, frozen features
         parts: dict[str, list[Tensor]] = {"features": [], "logprobs": [], "values": [], "ref_logprobs": [], "full_kl": []}
         for i in index.split(micro):
-            features = self.split.below(tokens[i], mask[i]) if self.split else None
-            logprobs, values, logits = self.policy_outputs(tokens[i], mask[i], features)
-            ref_logits = self.reference_logits(tokens[i], mask[i], features)
+            features = self.features(tokens[i], mask[i], None if drawn.inputs is None else drawn.inputs[i])
+            logprobs, values, _ = self.policy_outputs(tokens[i], mask[i], features)
             parts["logprobs"].append(logprobs)
             parts["values"].append(values)
-            parts["ref_logprobs"].append(self.reference_logprobs(ref_logits, tokens[i]))
+            parts["ref_logprobs"].append(self.reference_logprobs(self.reference_hidden(tokens[i], mask[i], features), tokens[i]))
             if self.kl_estimator == "full":
-                parts["full_kl"].append(full_kl(logits, ref_logits, temperature))
+                parts["full_kl"].append(self.exact_kl(tokens[i], mask[i], features))
             if features is not None:
                 parts["features"].append(features)
         whole = {k: torch.cat(v) if v else None for k, v in parts.items()}
@@ -198,29 +204,57 @@ class PPOModule(PPOSetup):
         _, kept, _ = self.ended(responses, real)
         scores, found = self.score(batch, responses, mask, whole["features"])
         torch.clear_autocast_cache()  # cast without a graph: of no use to the update
-        return Rollout(tokens=tokens, mask=mask, scores=scores, found=found, kept=kept, **whole)  # type: ignore[arg-type]
+        error = torch.where(real, drawn.logprobs - whole["logprobs"], 0.0).abs().amax(1)  # type: ignore[operator]
+        return Rollout(tokens=tokens, mask=mask, scores=scores, found=found, kept=kept, sampler_error=error, **whole)  # type: ignore[arg-type]
+
+    def features(self, tokens: Tensor, mask: Tensor, seen: Tensor | None) -> Tensor | None:
+        """(B, P + R, D), the frozen blocks' output, where only top blocks train: what the sampler saw, or of a pass."""
+        if self.split is None:
+            return None
+        return self.split.below(tokens, mask) if seen is None else seen
 
     def policy_outputs(self, tokens: Tensor, mask: Tensor, features: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, P + R) → log-probs, values, logits of the R response places: (B, R), (B, R), (B, R, V)."""
+        """(B, P + R) → log-probs, values, entropies of the R response places: (B, R) each; the entropy has no gradient."""
+        hidden = self.policy_hidden(tokens, mask, features)
+        logprobs, entropy = self.logprobs_of(self.policy, hidden, tokens)
+        return logprobs, self.values_of(hidden, tokens, mask, features), entropy
+
+    def policy_hidden(self, tokens: Tensor, mask: Tensor, features: Tensor | None) -> Tensor:
+        """(B, P + R) → (B, R, D): the policy at the place before each response token."""
         hidden = hidden_states(self.policy, tokens, mask) if features is None else self.split.above(features, mask)  # type: ignore[union-attr]
-        hidden = hidden[:, -self.task.response_length - 1 : -1]  # the place before each response token
-        logits = logits_of(self.policy, hidden)
-        logprobs = token_logprobs(logits, tokens[:, -self.task.response_length :], self.task.temperature)
+        return self.before_response(hidden)
+
+    def before_response(self, hidden: Tensor) -> Tensor:
+        """(B, P + R, D) → (B, R, D): the place before each response token."""
+        return hidden[:, -self.task.response_length - 1 : -1]
+
+    def logprobs_of(self, model: Any, hidden: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, R, D), (B, P + R) → log-probs of the response at the task's temperature, and entropies: (B, R) each."""
+        return head_logprobs(model, hidden, tokens[:, -self.task.response_length :], self.task.temperature)
+
+    def values_of(self, hidden: Tensor, tokens: Tensor, mask: Tensor, features: Tensor | None) -> Tensor:
+        """The policy's (B, R, D) → (B, R), or the separate value network's own values."""
         if self.value_trunk is not None:
             shared = features is not None and self.value_split is not None
-            hidden = self.value_split.above(features, mask) if shared else hidden_states(self.value_trunk, tokens, mask)  # type: ignore[union-attr,arg-type]
-            hidden = hidden[:, -self.task.response_length - 1 : -1]
-        return logprobs, self.value_head(hidden), logits
+            whole = self.value_split.above(features, mask) if shared else hidden_states(self.value_trunk, tokens, mask)  # type: ignore[union-attr,arg-type]
+            hidden = self.before_response(whole)
+        return self.value_head(hidden)
 
-    def reference_logits(self, tokens: Tensor, mask: Tensor, features: Tensor | None) -> Tensor:
-        """(B, P + R) → (B, R, V): the reference's logits of the response places."""
+    def reference_hidden(self, tokens: Tensor, mask: Tensor, features: Tensor | None) -> Tensor:
+        """(B, P + R) → (B, R, D) of the reference."""
         shared = features is not None and self.ref_split is not None
         hidden = self.ref_split.above(features, mask) if shared else hidden_states(self.reference, tokens, mask)  # type: ignore[union-attr,arg-type]
-        return logits_of(self.reference, hidden[:, -self.task.response_length - 1 : -1])
+        return self.before_response(hidden)
 
-    def reference_logprobs(self, logits: Tensor, tokens: Tensor) -> Tensor:
-        """(B, R, V), (B, P + R) → (B, R): log-probs of the reference, its logits divided by the temperature too."""
-        return token_logprobs(logits, tokens[:, -self.task.response_length :], self.task.temperature)
+    def reference_logprobs(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        """(B, R, D), (B, P + R) → (B, R): log-probs of the reference, its logits divided by the temperature too."""
+        return self.logprobs_of(self.reference, hidden, tokens)[0]
+
+    def exact_kl(self, tokens: Tensor, mask: Tensor, features: Tensor | None) -> Tensor:
+        """(B, P + R) → (B, R): KL of policy and reference over the whole vocabulary, before each response token."""
+        policy = logits_of(self.policy, self.policy_hidden(tokens, mask, features))
+        reference = logits_of(self.reference, self.reference_hidden(tokens, mask, features))
+        return full_kl(policy, reference, self.task.temperature)
 
     def ended(self, responses: Tensor, real: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Responses as they are scored (B, R), what of them is kept (B, R) bool, whether they ended as they should (B,)."""
@@ -309,14 +343,14 @@ class PPOModule(PPOSetup):
         ratio_error = 0.0
         for i in index.split(self._micro(len(index))):
             part = rollout.rows(i)
-            logprobs, values, logits = self.policy_outputs(part.tokens, part.mask, part.features)
+            logprobs, values, entropies = self.policy_outputs(part.tokens, part.mask, part.features)
             pg, pg_stats = policy_loss(logprobs, part.logprobs, advantages[i], part.real, cliprange=self.cliprange)
             vf, vf_stats = value_loss(values, part.values, returns[i], part.real, cliprange_value=self.cliprange_value)
             loss = pg + self.vf_coef * vf
             share = part.real.sum().item() / real_tokens  # of this minibatch's tokens; 1 over all ranks and micro-batches
             self.manual_backward(loss * share)
             with torch.no_grad():
-                entropy = masked_mean(entropy_of(logits, self.task.temperature), part.real)
+                entropy = masked_mean(entropies, part.real)
                 vpred = masked_mean(values, part.real)
             ratio_error = max(ratio_error, pg_stats["ratio_error"].item())
             figures = (
@@ -450,6 +484,7 @@ class PPOModule(PPOSetup):
         logged = {
             "objective/kl": kl, "objective/kl_coef": beta, "objective/score": score, "objective/score_total": score - beta * kl,
             "objective/entropy": -torch.where(real.bool(), logprobs, 0.0).sum(1).mean().item(),
+            "objective/sampler_error": self.gathered(rollout.sampler_error).max().item(),
             "objective/found": self.gathered(rollout.found.float()).mean().item(),
             "objective/length": kept.sum(1).mean().item(),
             "objective/repetition": self.gathered(repeated_bigrams(responses, rollout.kept)).mean().item(),

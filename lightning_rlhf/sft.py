@@ -15,7 +15,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from .data import SFTBatch
-from .models import SplitTrunk, find_lm, hidden_states, load_lm, logits_of, save_policy, token_logprobs
+from .models import SplitTrunk, find_lm, head_logprobs, hidden_states, load_lm, save_policy
 from .optim import AdamTF, linear_anneal
 from .stage import StageModule, is_finite, told
 from .tasks import Task
@@ -71,8 +71,9 @@ class SFTModule(StageModule):
         """(mean negative log-likelihood of the response's tokens, their number)."""
         hidden = hidden_states(self.policy, batch.tokens, batch.mask)[:, :-1]
         target = batch.response[:, 1:]
-        logits = logits_of(self.policy, hidden[target])  # (n, V): logits of the response's tokens alone
-        logprobs = token_logprobs(logits.unsqueeze(0), batch.tokens[:, 1:][target].unsqueeze(0))
+        logprobs, _ = head_logprobs(
+            self.policy, hidden[target], batch.tokens[:, 1:][target]
+        )  # (n,): of the response's tokens alone
         # a rank without a share of the last batch has no token
         return -(logprobs.mean() if logprobs.numel() else logprobs.sum()), target.sum()
 

@@ -9,8 +9,8 @@ import torch
 from scipy.stats import chisquare
 from torch import Tensor
 
-from lightning_rlhf.generation import draw, sample, sample_until, seed_for, truncate
-from lightning_rlhf.models import LM, load_lm, pad_batch
+from lightning_rlhf.generation import draw, sample, sample_until, sample_with, seed_for, truncate
+from lightning_rlhf.models import LM, SplitTrunk, hidden_states, load_lm, logits_of, pad_batch, token_logprobs
 
 # ---------------------------------------------------------------------------------------------------------- truncation
 
@@ -221,3 +221,25 @@ def test_seeds_are_distinct() -> None:
     assert all(0 <= s < 2**63 for s in seeds)
     assert 0 <= seed_for(2**62, 10**6, 7) < 2**63
     assert math.isfinite(torch.rand(1, generator=torch.Generator().manual_seed(max(seeds))).item())
+
+
+def test_what_the_sampler_saw_is_what_a_pass_gives(lm: LM) -> None:
+    whole = load_lm("stories260k")
+    split = SplitTrunk(whole.model, 2)
+    tokens, mask = pad_batch(prompts(lm), lm.pad_id)
+    drawn = sample_with(whole.model, tokens, mask, 12, 0.7, 3, watch=split.first)
+    assert torch.equal(drawn.tokens, sample(lm.model, tokens, mask, 12, 0.7, 3))
+    both = torch.cat([tokens, drawn.tokens], 1)
+    real = torch.cat([mask, torch.ones_like(drawn.tokens, dtype=torch.bool)], 1)
+    assert drawn.inputs is not None
+    assert drawn.inputs.shape == (len(both), both.shape[1], 64)
+    torch.testing.assert_close(drawn.inputs[real], split.below(both, real)[real], rtol=1e-4, atol=1e-4)
+    with torch.no_grad():
+        logits = logits_of(lm.model, hidden_states(lm.model, both, real)[:, -13:-1])
+    torch.testing.assert_close(drawn.logprobs, token_logprobs(logits, drawn.tokens, 0.7), rtol=1e-4, atol=1e-4)
+    seen: list[Tensor] = []
+    split.first.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    split.above(drawn.inputs, real)
+    assert len(seen) == 1  # the sampler's own hook is gone
+    with pytest.raises(ValueError, match="num_samples 2"):
+        sample_with(whole.model, tokens, mask, 2, 0.7, 3, num_samples=2, watch=split.first)

@@ -25,12 +25,14 @@ from lightning_rlhf.models import (
     ScalarHead,
     ScalarModel,
     SplitTrunk,
+    _HeadLogprobs,
     bos_ids,
     decode,
     encode,
     encode_continuation,
     entropy_of,
     find_lm,
+    head_logprobs,
     hidden_states,
     load_lm,
     load_scalar,
@@ -133,6 +135,50 @@ def test_entropy() -> None:
     torch.testing.assert_close(entropy_of(logits), expected)
     torch.testing.assert_close(entropy_of(logits.bfloat16())[:, :2], expected[:, :2])
     torch.testing.assert_close(entropy_of(logits * 0.5, 0.5), expected)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("rows", [1, 3, 100])
+def test_head_logprobs_are_those_of_whole_logits(frozen: bool, bias: bool, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    head = torch.nn.Linear(6, 11, bias=bias)
+    head.requires_grad_(not frozen)
+    model = type("Model", (), {"get_output_embeddings": lambda self: head})()
+    apply = _HeadLogprobs.apply
+    monkeypatch.setattr(_HeadLogprobs, "apply", lambda *given: apply(*given[:-1], rows))
+    labels, slope = torch.randint(0, 11, (2, 4)), torch.randn(2, 4)
+    grads = []
+    for fused in (True, False):
+        hidden = torch.randn(2, 4, 6, generator=torch.Generator().manual_seed(1), requires_grad=True)
+        if fused:
+            logprobs, entropy = head_logprobs(model, hidden, labels, 0.7)
+        else:
+            logprobs, entropy = token_logprobs(head(hidden), labels, 0.7), entropy_of(head(hidden), 0.7)
+        head.zero_grad()
+        (logprobs * slope).sum().backward()
+        parameters = [] if frozen else list(head.parameters())
+        grads.append([logprobs, entropy, hidden.grad, *(p.grad.clone() for p in parameters)])
+    assert len(grads[0]) == (3 if frozen else 3 + len(list(head.parameters())))
+    for found, expected in zip(*grads, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_head_logprobs_under_autocast(frozen: bool) -> None:
+    torch.manual_seed(0)
+    head = torch.nn.Linear(16, 50, bias=False)
+    head.requires_grad_(not frozen)
+    model = type("Model", (), {"get_output_embeddings": lambda self: head})()
+    hidden, labels = torch.randn(3, 5, 16, requires_grad=True), torch.randint(0, 50, (3, 5))
+    with torch.autocast("cpu", torch.bfloat16):
+        logprobs, _ = head_logprobs(model, hidden, labels)
+        expected = token_logprobs(head(hidden), labels)
+    assert logprobs.dtype == torch.float32
+    torch.testing.assert_close(logprobs, expected, rtol=1e-5, atol=1e-5)  # the same bf16 product
+    logprobs.sum().backward()
+    assert hidden.grad is not None and hidden.grad.dtype == torch.float32
+    assert (head.weight.grad is None) == frozen
 
 
 def test_pad_batch_by_hand() -> None:

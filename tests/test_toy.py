@@ -167,18 +167,18 @@ def on_the_first_token(plain: Callable[..., Tensor], scores: Tensor, kl: Tensor,
 
 
 def shifted_mask(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = ppo.sample_until
+    plain = ppo.until
 
     def shifted(*a: Any) -> Sampled:
         found = plain(*a)
         return found._replace(mask=torch.cat([torch.zeros_like(found.mask[:, :1]), found.mask[:, :-1]], 1))
 
-    monkeypatch.setattr(ppo, "sample_until", shifted)
+    monkeypatch.setattr(ppo, "until", shifted)
 
 
 def without_temperature(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = PPOModule.reference_logprobs
-    monkeypatch.setattr(PPOModule, "reference_logprobs", lambda self, logits, tokens: plain(self, logits * TEMPERATURE, tokens))
+    monkeypatch.setattr(PPOModule, "reference_logprobs", lambda self, hidden, tokens: plain(self, hidden * TEMPERATURE, tokens))
 
 
 MUTATIONS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], dict[str, Any]]] = {

@@ -34,6 +34,8 @@ from torch import Tensor, nn
 from .alarms import Vitals, negative_kl, repeated_bigrams
 from .data import PromptBatch
 from .generation import sample, sample_until, seed_for, truncate
+from .lora import adapters_off
+from .memory import checkpointed
 from .models import ScalarModel, decode, entropy_of, hidden_states, logits_of, save_policy, save_reward, token_logprobs
 from .objective import (
     AdaptiveKL,
@@ -202,18 +204,24 @@ class PPOModule(PPOSetup):
 
     def policy_outputs(self, tokens: Tensor, mask: Tensor, features: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """(B, P + R) → log-probs, values, logits of the R response places: (B, R), (B, R), (B, R, V)."""
-        hidden = hidden_states(self.policy, tokens, mask) if features is None else self.split.above(features, mask)  # type: ignore[union-attr]
+        with checkpointed(self.policy, self.gradient_checkpointing):
+            hidden = hidden_states(self.policy, tokens, mask) if features is None else self.split.above(features, mask)  # type: ignore[union-attr]
         hidden = hidden[:, -self.task.response_length - 1 : -1]  # the place before each response token
         logits = logits_of(self.policy, hidden)
         logprobs = token_logprobs(logits, tokens[:, -self.task.response_length :], self.task.temperature)
         if self.value_trunk is not None:
             shared = features is not None and self.value_split is not None
-            hidden = self.value_split.above(features, mask) if shared else hidden_states(self.value_trunk, tokens, mask)  # type: ignore[union-attr,arg-type]
+            with checkpointed(self.value_trunk, self.gradient_checkpointing):
+                hidden = self.value_split.above(features, mask) if shared else hidden_states(self.value_trunk, tokens, mask)  # type: ignore[union-attr,arg-type]
             hidden = hidden[:, -self.task.response_length - 1 : -1]
         return logprobs, self.value_head(hidden), logits
 
     def reference_logits(self, tokens: Tensor, mask: Tensor, features: Tensor | None) -> Tensor:
         """(B, P + R) → (B, R, V): the reference's logits of the response places."""
+        if self.reference is None:
+            with adapters_off(self.policy):
+                hidden = hidden_states(self.policy, tokens, mask)
+            return logits_of(self.policy, hidden[:, -self.task.response_length - 1 : -1])
         shared = features is not None and self.ref_split is not None
         hidden = self.ref_split.above(features, mask) if shared else hidden_states(self.reference, tokens, mask)  # type: ignore[union-attr,arg-type]
         return logits_of(self.reference, hidden[:, -self.task.response_length - 1 : -1])
@@ -469,7 +477,7 @@ class PPOModule(PPOSetup):
     def export(self) -> dict[str, Any]:
         """The policy's directory, with the value head in it; a separate value network as a reward directory, `value/`."""
         extra = {"weight": self.value_head.weight, "bias": self.value_head.bias}
-        save_policy(self.output, self.policy, self.tokenizer, extra)
+        save_policy(self.output, self.policy, self.tokenizer, extra, base=self.policy_name)
         if self.value_trunk is not None:
             value = ScalarModel(self.value_trunk, self.value_head.weight.shape[1], std=0.0)
             value.head = self.value_head

@@ -165,7 +165,8 @@ class StageCheckpoint(L.Callback):
 
     Args:
         path: The file.
-        every: Batches (for PPO: iterations) between two; the last batch always makes one.
+        every: Batches (for PPO: iterations) between two; the last batch always makes one. Where batches are accumulated, one
+            that is due waits for the end of the optimizer step, whose gradients a checkpoint does not hold.
     """
 
     def __init__(self, path: str, every: int = 10) -> None:
@@ -175,8 +176,9 @@ class StageCheckpoint(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Save where it is due."""
-        done = batch_idx + 1
-        if done % self.every == 0 or done == trainer.num_training_batches:
+        done, step = batch_idx + 1, trainer.accumulate_grad_batches
+        due = done % step == 0 and done // self.every > (done - step) // self.every
+        if due or done == trainer.num_training_batches:
             self.save(trainer)
 
     def save(self, trainer: L.Trainer) -> None:

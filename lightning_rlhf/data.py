@@ -207,6 +207,23 @@ class StageData(L.LightningDataModule):
             self.train_loader.load_state_dict(self.resume_at)
         return self.train_loader
 
+    def weight(self, item: Any) -> int:
+        """What an item counts for in the mean loss of an optimizer step."""
+        return 1
+
+    def step_weight(self, batch: int, accumulated: int) -> int:
+        """What the items of the whole optimizer step count for, on all ranks, that a batch of the present epoch belongs to.
+
+        Args:
+            batch: Its number in the epoch.
+            accumulated: Batches an optimizer step (`trainer.accumulate_grad_batches`); an epoch's last step may have fewer.
+        """
+        loader = self.train_loader
+        assert loader is not None and self.trainer is not None
+        first = batch - batch % accumulated
+        batches = range(first, min(first + accumulated, int(self.trainer.num_training_batches)))
+        return sum(self.weight(loader.items[i]) for b in batches for i in loader.indices(b))
+
     # The position is kept here: Lightning restores a loader's own state only where nothing has asked for the loader
     # before, and the schedules do (`estimated_stepping_batches`).
 
@@ -273,6 +290,11 @@ class SFTData(StageData):
         """A record → (prompt ids as the policy sees them, response ids)."""
         query = self.query_ids(record.prompt, where)
         return policy_prompt(query, self.resolved), encode_continuation(self.tokenizer, plain(record.completion, where))
+
+    def weight(self, item: tuple[list[int], list[int]]) -> int:
+        """Tokens that are predicted: the response's, but a first one without anything before it."""
+        prompt, response = item
+        return len(response) - (not prompt and bool(response))
 
     @staticmethod
     def collate(rows: list[tuple[list[int], list[int]]]) -> SFTBatch:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from .lora import adapter_base, merge_start, plain_copy, save_adapter, without_adapter
 from .runinfo import atomic_directory
 from .tasks import UsageError
 
@@ -50,7 +51,13 @@ def find_lm(name: str) -> str:
     path = Path(name)
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise UsageError(f"model {name!r}: the directory has no config.json, expected a Hugging Face directory")
+            base = adapter_base(str(path))
+            if base is None:
+                raise UsageError(f"model {name!r}: the directory has no config.json, expected a Hugging Face directory")
+            try:
+                find_lm(base)
+            except UsageError as error:
+                raise UsageError(f"model {name!r}: it is an adapter on {base!r}: {error}") from None
         return str(path)
     if path.is_file():
         if path.suffix != ".gguf":
@@ -61,6 +68,8 @@ def find_lm(name: str) -> str:
     try:
         AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
+        if adapter_base(name) is not None:
+            return name
         raise UsageError(
             f"model {name!r}: neither an embedded model {EMBEDDED}, nor a directory, nor a .gguf file, and as a Hub id it "
             f"could not be loaded ({str(error).splitlines()[0]})"
@@ -103,6 +112,9 @@ def load_tokenizer(name: str) -> Any:
     found = find_lm(name)
     if found.endswith(".gguf"):
         return AutoTokenizer.from_pretrained(Path(found).parent, gguf_file=Path(found).name)
+    base = adapter_base(found)
+    if base not in (None, found) and not (Path(found) / "tokenizer_config.json").is_file():
+        return load_tokenizer(base)  # type: ignore[arg-type]
     return AutoTokenizer.from_pretrained(found)
 
 
@@ -193,10 +205,12 @@ class _HeadLogprobs(torch.autograd.Function):
         for i in range(0, len(labels), rows):
             part = slice(i, i + rows)
             scaled = _scaled_logits(hidden[part], weight, bias, temperature)
-            total = scaled.logsumexp(-1)
-            logprobs[part] = scaled.gather(1, labels[part].unsqueeze(1)).squeeze(1) - total
-            p = (scaled - total.unsqueeze(1)).exp_()
-            entropy[part] = total - torch.linalg.vecdot(p, scaled)
+            scaled -= scaled.amax(-1, keepdim=True)
+            p = scaled.exp()
+            total = p.sum(-1, keepdim=True)
+            logprobs[part] = scaled.gather(1, labels[part].unsqueeze(1)).squeeze(1) - total.log().squeeze(1)
+            p /= total
+            entropy[part] = total.log().squeeze(1) - torch.linalg.vecdot(p, scaled)
             if slope is not None:  # d log p(label) / d hidden = (w_label - p W) / temperature
                 slope[part] = (weight[labels[part]] - p.to(weight.dtype) @ weight) / temperature
         ctx.frozen = frozen
@@ -282,21 +296,31 @@ def load_lm(name: str, dtype: torch.dtype = torch.float32) -> LM:
     """Load a causal language model, in eval mode (no dropout: Ziegler et al. 2019).
 
     A pad token that an export added (`save_policy`) is taken off again, so that nothing but the model's own vocabulary can
-    be sampled, and a policy and its reference always have the same logits.
+    be sampled, and a policy and its reference always have the same logits. An adapter that a directory carries, alone or
+    beside a whole model, is merged into the weights.
 
     Args:
         name: Embedded name, directory, GGUF file or Hub id.
         dtype: Of the weights; float32 is what mixed precision wants.
 
     Raises:
-        UsageError: No such model, or its logits are not its output embedding applied to its last hidden state.
+        UsageError: No such model, or its logits are not its output embedding applied to its last hidden state; or an adapter
+            that cannot be merged.
     """
     found = find_lm(name)
+    base = None if found.endswith(".gguf") else adapter_base(found)
     model: Any
     if found.endswith(".gguf"):
         model = AutoModelForCausalLM.from_pretrained(Path(found).parent, gguf_file=Path(found).name, dtype=dtype)
-    else:
+    elif base is None:
         model = AutoModelForCausalLM.from_pretrained(found, dtype=dtype)
+    elif base == found:
+        with without_adapter(found) as whole:
+            model = AutoModelForCausalLM.from_pretrained(whole, dtype=dtype)
+    else:
+        model = load_lm(base, dtype).model
+    if base is not None:
+        model = merge_start(model, found)
     tokenizer = load_tokenizer(name)
     own = getattr(model.config, "vocab_size_without_pad", None)
     if own is not None:
@@ -565,24 +589,30 @@ def _pad_apart(model: Any, tokenizer: Any) -> None:
     model.config.pad_token_id = tokenizer.pad_token_id
 
 
-def save_policy(directory: str | Path, model: Any, tokenizer: Any, extra: dict[str, Tensor] | None = None) -> None:
+def save_policy(
+    directory: str | Path, model: Any, tokenizer: Any, extra: dict[str, Tensor] | None = None, base: str = ""
+) -> None:
     """Write a causal LM as a Hugging Face directory, whole or not at all, with a pad token distinct from EOS.
+
+    Adapters are merged into the weights, and stand in `adapter/` besides.
 
     Args:
         directory: Replaced where it exists.
         model: The LM; it is copied before a pad row is added.
         tokenizer: Saved with it.
         extra: Further tensors (the value head), written as `value_head.safetensors`.
+        base: Name of the model that adapters belong on.
     """
     from safetensors.torch import save_file
 
-    model, tokenizer = copy.deepcopy(model).float().cpu(), copy.deepcopy(tokenizer)
+    trained, model, tokenizer = model, plain_copy(model), copy.deepcopy(tokenizer)
     _pad_apart(model, tokenizer)
     if hasattr(model.config, "vocab_size_without_pad"):  # the new row was never trained: `generate` must not sample it
         model.generation_config.suppress_tokens = [tokenizer.pad_token_id]
     with atomic_directory(directory) as partial:
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
+        save_adapter(partial / "adapter", trained.base_model, base)
         if extra:
             save_file({k: v.detach().float().cpu().contiguous() for k, v in extra.items()}, partial / "value_head.safetensors")
 
@@ -591,18 +621,18 @@ def save_reward(directory: str | Path, scalar: ScalarModel, tokenizer: Any, info
     """Write a reward model for `AutoModelForSequenceClassification` (num_labels 1, head `score`), whole or not at all.
 
     `score` has no bias in transformers: the head's own bias is folded into the reward's bias, which stands in
-    `reward.json` with the gain: reward = gain · score + bias.
+    `reward.json` with the gain: reward = gain · score + bias. Adapters are merged, and stand in `adapter/` besides.
 
     Args:
         directory: Replaced where it exists.
         scalar: The reward model; copied.
         tokenizer: Saved with it.
-        info: Further fields of reward.json (task, accuracy, normalisation, …).
+        info: Further fields of reward.json (task, accuracy, normalisation, …); `base`: the model that adapters belong on.
     """
     config = copy.deepcopy(scalar.trunk.config)
     config.num_labels = 1
     model = AutoModelForSequenceClassification.from_config(config)
-    model.base_model.load_state_dict(scalar.trunk.state_dict())
+    model.base_model.load_state_dict(plain_copy(scalar.trunk).state_dict())
     model.score.weight.data.copy_(scalar.head.weight.data)
     model, tokenizer = model.float().cpu().eval(), copy.deepcopy(tokenizer)
     _pad_apart(model, tokenizer)
@@ -610,6 +640,7 @@ def save_reward(directory: str | Path, scalar: ScalarModel, tokenizer: Any, info
     with atomic_directory(directory) as partial:
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
+        save_adapter(partial / "adapter", scalar.trunk, str(info.get("base", "")))
         record = {**info, "gain": gain, "bias": gain * head_bias + bias}
         (partial / "reward.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
 

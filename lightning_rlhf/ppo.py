@@ -34,6 +34,8 @@ from torch import Tensor, nn
 from .alarms import Vitals, negative_kl, repeated_bigrams
 from .data import PromptBatch
 from .generation import sample_with, seed_for, truncate, until
+from .lora import adapters_off
+from .memory import checkpointed
 from .models import (
     ScalarModel,
     decode,
@@ -221,7 +223,8 @@ class PPOModule(PPOSetup):
 
     def policy_hidden(self, tokens: Tensor, mask: Tensor, features: Tensor | None) -> Tensor:
         """(B, P + R) → (B, R, D): the policy at the place before each response token."""
-        hidden = hidden_states(self.policy, tokens, mask) if features is None else self.split.above(features, mask)  # type: ignore[union-attr]
+        with checkpointed(self.policy, self.gradient_checkpointing):
+            hidden = hidden_states(self.policy, tokens, mask) if features is None else self.split.above(features, mask)  # type: ignore[union-attr]
         return self.before_response(hidden)
 
     def before_response(self, hidden: Tensor) -> Tensor:
@@ -236,24 +239,28 @@ class PPOModule(PPOSetup):
         """The policy's (B, R, D) → (B, R), or the separate value network's own values."""
         if self.value_trunk is not None:
             shared = features is not None and self.value_split is not None
-            whole = self.value_split.above(features, mask) if shared else hidden_states(self.value_trunk, tokens, mask)  # type: ignore[union-attr,arg-type]
+            with checkpointed(self.value_trunk, self.gradient_checkpointing):
+                whole = self.value_split.above(features, mask) if shared else hidden_states(self.value_trunk, tokens, mask)  # type: ignore[union-attr,arg-type]
             hidden = self.before_response(whole)
         return self.value_head(hidden)
 
     def reference_hidden(self, tokens: Tensor, mask: Tensor, features: Tensor | None) -> Tensor:
-        """(B, P + R) → (B, R, D) of the reference."""
+        """(B, P + R) → (B, R, D) of the reference: where it is None, the policy with its adapters off."""
+        if self.reference is None:
+            with adapters_off(self.policy):
+                return self.before_response(hidden_states(self.policy, tokens, mask))
         shared = features is not None and self.ref_split is not None
         hidden = self.ref_split.above(features, mask) if shared else hidden_states(self.reference, tokens, mask)  # type: ignore[union-attr,arg-type]
         return self.before_response(hidden)
 
     def reference_logprobs(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         """(B, R, D), (B, P + R) → (B, R): log-probs of the reference, its logits divided by the temperature too."""
-        return self.logprobs_of(self.reference, hidden, tokens)[0]
+        return self.logprobs_of(self.reference or self.policy, hidden, tokens)[0]
 
     def exact_kl(self, tokens: Tensor, mask: Tensor, features: Tensor | None) -> Tensor:
         """(B, P + R) → (B, R): KL of policy and reference over the whole vocabulary, before each response token."""
         policy = logits_of(self.policy, self.policy_hidden(tokens, mask, features))
-        reference = logits_of(self.reference, self.reference_hidden(tokens, mask, features))
+        reference = logits_of(self.reference or self.policy, self.reference_hidden(tokens, mask, features))
         return full_kl(policy, reference, self.task.temperature)
 
     def ended(self, responses: Tensor, real: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -504,7 +511,7 @@ class PPOModule(PPOSetup):
     def export(self) -> dict[str, Any]:
         """The policy's directory, with the value head in it; a separate value network as a reward directory, `value/`."""
         extra = {"weight": self.value_head.weight, "bias": self.value_head.bias}
-        save_policy(self.output, self.policy, self.tokenizer, extra)
+        save_policy(self.output, self.policy, self.tokenizer, extra, base=self.policy_name)
         if self.value_trunk is not None:
             value = ScalarModel(self.value_trunk, self.value_head.weight.shape[1], std=0.0)
             value.head = self.value_head

@@ -16,6 +16,8 @@ from torch import nn
 from torchmetrics import Metric
 
 from .alarms import Alarms, Thresholds
+from .lora import LoRA, add_lora, lora_problems
+from .memory import SharedWeights, to_dtype
 from .models import ScalarHead, SplitTrunk, bos_ids, find_lm, load_lm, load_scalar, read_reward_info
 from .objective import AdaptiveKL, FixedKL
 from .optim import AdamTF, linear_anneal
@@ -37,7 +39,7 @@ from .validation import Answer
 THRESHOLDS = Thresholds()
 CHOICES = {
     "mode": ("fixed", "eos"), "value": ("shared", "separate"),
-    "kl_estimator": ("k1", "k2", "k3", "full"), "kl_level": ("token", "sequence"),
+    "kl_estimator": ("k1", "k2", "k3", "full"), "kl_level": ("token", "sequence"), "frozen_dtype": ("float32", "bfloat16"),
 }  # fmt: skip
 
 
@@ -95,6 +97,10 @@ class PPOSetup(StageModule):
         lam: GAE's λ.
         whiten_rewards: Scale rewards to variance 1, keeping their mean.
         trainable_layers: Train only so many top blocks (and the value head), of a separate value network too; null: all.
+        lora: Train low-rank adapters (and the value head) alone, a separate value network's too; null: the weights themselves.
+            The reference is then the policy with its adapters off.
+        gradient_checkpointing: In the update, keep the blocks' inputs alone for the backward pass, and run them again there.
+        frozen_dtype: Of the weights of networks that do not train, and with `lora` of those under the adapters.
         seed: Of sampling and of the minibatches.
         overwrite: Replace an existing output.
     """
@@ -142,6 +148,9 @@ class PPOSetup(StageModule):
         lam: float = 0.95,
         whiten_rewards: bool = True,
         trainable_layers: int | None = None,
+        lora: LoRA | None = None,
+        gradient_checkpointing: bool = False,
+        frozen_dtype: Literal["float32", "bfloat16"] = "float32",
         seed: int = 1,
         overwrite: bool = False,
     ) -> None:
@@ -162,7 +171,8 @@ class PPOSetup(StageModule):
         self.value, self.value_init = value, value_init
         self.vf_coef, self.cliprange, self.cliprange_value = vf_coef, cliprange, cliprange_value
         self.gamma, self.lam, self.whiten_rewards = gamma, lam, whiten_rewards
-        self.trainable_layers = trainable_layers
+        self.trainable_layers, self.lora = trainable_layers, lora
+        self.gradient_checkpointing, self.frozen_dtype = gradient_checkpointing, frozen_dtype
         self.alarms = Alarms(alarms)
         self.updates = self.episodes = self.skipped_steps = 0
         self.validated = -1  # updates at the last validation
@@ -219,7 +229,12 @@ class PPOSetup(StageModule):
 
     def _contradictions(self, has_val: bool) -> list[str]:
         """Values that cannot be, and options that do not go together."""
-        problems = self.alarms.thresholds.problems()
+        problems = self.alarms.thresholds.problems() + lora_problems(self.lora, self.trainable_layers)
+        if self.frozen_dtype != "float32" and self.trainable_layers is not None:
+            problems.append(
+                f"model.frozen_dtype: found {self.frozen_dtype} with model.trainable_layers, under which the networks share the "
+                "policy's frozen blocks; expected float32"
+            )
         for option, allowed in CHOICES.items():
             if getattr(self, option) not in allowed:
                 problems.append(f"model.{option}: found {getattr(self, option)!r}, expected one of {list(allowed)}")
@@ -258,30 +273,55 @@ class PPOSetup(StageModule):
         if hasattr(self, "policy"):
             return
         lm = load_lm(self.policy_name)
-        self.policy, self.tokenizer = lm.model, lm.tokenizer
+        self.policy, self.tokenizer, self.pad_id = lm.model, lm.tokenizer, lm.pad_id
         self.value_head = ScalarHead(self.policy.get_input_embeddings().weight.shape[1])
-        self.reference = load_lm(self.reference_name).model
-        if self.reference.get_input_embeddings().weight.shape[0] != self.policy.get_input_embeddings().weight.shape[0]:
-            raise UsageError(f"model.reference: {self.reference_name} and {self.policy_name} have different vocabularies")
         self.resolved = task_tokens(self.task, self.tokenizer)
         self.stop: tuple[int, ...] = ()
         if self.mode == "eos":
             self.stop = stop_ids(self.tokenizer, self.stop_token, "model.stop_token")
-        self.pad_id = lm.pad_id
         self.kl = FixedKL(self.kl_coef) if self.kl_target is None else AdaptiveKL(self.kl_coef, self.kl_target, self.kl_horizon)
-        rewards = [load_reward(part.reward) for part in self.parts]
-        self.reward, self.more_rewards = rewards[0], nn.ModuleList(r for r in rewards[1:] if isinstance(r, nn.Module))
+        self.split = SplitTrunk(self.policy, self.trainable_layers) if self.trainable_layers is not None else None
+        shared = SharedWeights()
+        self._hold(shared, self.policy, trained=True)
+        self.value_trunk, self.value_split = None, None
+        if self.value == "separate":
+            self.value_trunk = self._value_trunk()
+            self.value_split = self._split_like_the_policy(self.value_trunk)
+            self._hold(shared, self.value_trunk, trained=True)
+        self.reference, self.ref_split = self._reference(), None
+        if self.reference is not None:
+            self.ref_split = self._split_like_the_policy(self.reference)
+            self._hold(shared, self.reference)
+        self.scorers = [self._scorer(part.weight, load_reward(part.reward)) for part in self.parts]
         self.held_out = load_reward(self.held_out_reward) if self.held_out_reward else None
-        self.value_trunk = self._value_trunk() if self.value == "separate" else None
-        self.split: SplitTrunk | None = None
-        self.ref_split: SplitTrunk | None = None
-        self.value_split: SplitTrunk | None = None
-        if self.trainable_layers is not None:
-            self._share_trunk(self.trainable_layers)
-        self.scorers = [self._scorer(part.weight, reward) for part, reward in zip(self.parts, rewards, strict=True)]
-        for frozen in (self.reference, *rewards, self.held_out):
-            if isinstance(frozen, nn.Module):
-                frozen.requires_grad_(False)
+        rewards = [scorer.reward for scorer in self.scorers]
+        self.reward, self.more_rewards = rewards[0], nn.ModuleList(r for r in rewards[1:] if isinstance(r, nn.Module))
+        for reward in (*rewards, self.held_out):
+            if isinstance(reward, LearnedReward):
+                reward.requires_grad_(False)
+                self._hold(shared, reward.scalar.trunk, adapter=Path(reward.directory) / "adapter")
+
+    def _hold(self, shared: SharedWeights, network: Any, trained: bool = False, adapter: Path | None = None) -> None:
+        """Settle what of a network trains, and hold its frozen weights in their type and in memory once."""
+        if not trained:
+            network.requires_grad_(False)
+        elif self.lora is not None:
+            add_lora(network, self.lora, self.seed)
+        to_dtype(network, getattr(torch, self.frozen_dtype))
+        shared.add(network, adapter)
+
+    def _split_like_the_policy(self, network: Any) -> SplitTrunk | None:
+        """A network cut where the policy is, if the blocks below serve both; None where they do not, or nothing is cut."""
+        return self.split.shared_with(network) if self.split is not None else None
+
+    def _reference(self) -> Any:
+        """The reference; None where it is the policy with its adapters off."""
+        if self.lora is not None and self.reference_name == self.policy_name:
+            return None
+        reference = load_lm(self.reference_name).model
+        if reference.get_input_embeddings().weight.shape[0] != self.policy.get_input_embeddings().weight.shape[0]:
+            raise UsageError(f"model.reference: {self.reference_name} and {self.policy_name} have different vocabularies")
+        return reference
 
     def _value_trunk(self) -> Any:
         """The separate value network's trunk; a reward directory's head and gain go into the value head."""
@@ -300,14 +340,6 @@ class PPOSetup(StageModule):
         if _vocabulary(tokenizer) != _vocabulary(self.tokenizer):
             raise UsageError(f"model.value_init: {name} and {self.policy_name} have different vocabularies")
         return trunk
-
-    def _share_trunk(self, trained: int) -> None:
-        """Cut the trunks; blocks below the cut are run once for every network whose parameters there are bit-equal."""
-        self.split = SplitTrunk(self.policy, trained)
-        self.ref_split = self.split.shared_with(self.reference)
-        if self.value_trunk is not None:
-            value = SplitTrunk(self.value_trunk, trained)
-            self.value_split = value if self.split.shares_below(value) else None
 
     def _scorer(self, weight: float, reward: LearnedReward | RewardFunction) -> Scorer:
         """How a reward reads responses."""

@@ -34,6 +34,8 @@ from torchmetrics import MeanMetric
 from .data import ComparisonBatch, Judged, label_type, policy_prompt
 from .generation import sample, seed_for
 from .heldout import Decision, accuracy, decisions, scalar_fit, summary
+from .lora import LoRA, add_lora, lora_problems
+from .memory import checkpointed
 from .models import ScalarModel, SplitTrunk, bos_ids, find_lm, load_lm, pad_batch, save_reward
 from .optim import AdamTF, linear_anneal
 from .records import Comparison
@@ -174,6 +176,8 @@ class RewardModule(StageModule):
         task: The task (set once, at the top of the config).
         optimizer: Class and arguments of the optimizer.
         trainable_layers: Train only so many top blocks (and the head); null: all parameters.
+        lora: Train low-rank adapters (and the head) alone; null: the weights themselves.
+        gradient_checkpointing: Keep the blocks' inputs alone for the backward pass, and run them again there.
         normalise: `reference_policy`: the reference policy's responses get mean 0, std 1, before and after training (2019);
             `reference_summaries`: the texts of data.references get mean 0 after training, the scale stays (2020); `none`.
         normalise_samples: Responses of the reference policy over which gain and bias are set, in whole rollout batches;
@@ -192,6 +196,8 @@ class RewardModule(StageModule):
         task: Task,
         optimizer: OptimizerCallable = lambda p: AdamTF(p, lr=5e-5),
         trainable_layers: int | None = None,
+        lora: LoRA | None = None,
+        gradient_checkpointing: bool = False,
         normalise: Literal["reference_policy", "reference_summaries", "none"] = "reference_policy",
         normalise_samples: int = 256,
         rollout_batch_size: int = 64,
@@ -200,9 +206,12 @@ class RewardModule(StageModule):
         seed: int = 1,
         overwrite: bool = False,
     ) -> None:
-        options = dict(policy=policy, trainable_layers=trainable_layers, normalise_samples=normalise_samples, normalise=normalise)
+        options = dict(
+            policy=policy, trainable_layers=trainable_layers, normalise_samples=normalise_samples, normalise=normalise, lora=lora
+        )  # fmt: skip
         super().__init__("reward", output, task, seed, overwrite, options)
         self.policy_name, self.optimizer, self.trainable_layers = policy, optimizer, trainable_layers
+        self.lora, self.gradient_checkpointing = lora, gradient_checkpointing
         self.normalise_by, self.normalise_samples, self.rollout_batch_size = normalise, normalise_samples, rollout_batch_size
         self.margin, self.centring = margin, centring
         self.reference_samples: tuple[Tensor, Tensor] | None = None
@@ -215,6 +224,7 @@ class RewardModule(StageModule):
     def check(self, data: Any, trainer: Any, resuming: bool) -> list[str]:
         """The base's, and that the model exists and there is something to normalise over."""
         problems = super().check(data, trainer, resuming) + told(find_lm, self.policy_name)
+        problems += lora_problems(self.lora, self.trainable_layers)
         for option in ("normalise_samples", "rollout_batch_size"):
             if getattr(self, option) < 1:
                 problems.append(f"model.{option}: found {getattr(self, option)}, expected at least 1")
@@ -244,6 +254,8 @@ class RewardModule(StageModule):
             self.scalar = ScalarModel(lm.model.base_model, width, std=1.0 / math.sqrt(width + 1))
         if self.trainable_layers is not None:
             SplitTrunk(lm.model, self.trainable_layers)
+        if self.lora is not None:
+            add_lora(lm.model, self.lora, self.seed)
         self.tokenizer = lm.tokenizer
         self._reference = [lm]  # a list, so that the trunk is not registered twice
 
@@ -323,7 +335,9 @@ class RewardModule(StageModule):
         """(B, N) rewards; −inf where there is no response."""
         n = len(batch.tokens) // len(batch.best)
         real = batch.mask.any(1).view(-1, n)
-        return torch.where(real, self.scalar.score_groups(batch.tokens, batch.mask, n), -math.inf)
+        with checkpointed(self.scalar.trunk, self.gradient_checkpointing):
+            scores = self.scalar.score_groups(batch.tokens, batch.mask, n)
+        return torch.where(real, scores, -math.inf)
 
     def training_step(self, batch: ComparisonBatch, batch_idx: int) -> Tensor:
         """One step of the labels' losses."""
@@ -334,7 +348,7 @@ class RewardModule(StageModule):
         judged = [d for d in judge(scores, batch) if d]
         if judged:
             self.log("train/accuracy", accuracy(judged)["accuracy"], prog_bar=True, batch_size=len(judged))
-        return loss * self.share(len(batch.kinds))
+        return loss * self.share(len(batch.kinds), batch_idx)
 
     def validation_step(self, batch: ComparisonBatch, batch_idx: int) -> None:
         """Held-out loss, and what the rewards say of each label."""

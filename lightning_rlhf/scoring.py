@@ -55,6 +55,7 @@ class LearnedReward(nn.Module):
     def __init__(self, directory: str, batch_size: int = 64) -> None:
         super().__init__()
         self.scalar, self.tokenizer, self.info = load_scalar(directory)
+        self.directory = directory
         self.scalar.requires_grad_(False)
         self.batch_size = batch_size
 

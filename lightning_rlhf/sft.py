@@ -15,6 +15,8 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from .data import SFTBatch
+from .lora import LoRA, add_lora, lora_problems
+from .memory import checkpointed
 from .models import SplitTrunk, find_lm, head_logprobs, hidden_states, load_lm, save_policy
 from .optim import AdamTF, linear_anneal
 from .stage import StageModule, is_finite, told
@@ -30,6 +32,8 @@ class SFTModule(StageModule):
         task: The task (set once, at the top of the config).
         optimizer: Class and arguments of the optimizer.
         trainable_layers: Train only so many top blocks; null: all parameters.
+        lora: Train low-rank adapters alone; null: the weights themselves.
+        gradient_checkpointing: Keep the blocks' inputs alone for the backward pass, and run them again there.
         seed: Of the data order.
         overwrite: Replace an existing output.
     """
@@ -41,16 +45,21 @@ class SFTModule(StageModule):
         task: Task,
         optimizer: OptimizerCallable = lambda p: AdamTF(p, lr=1e-4),
         trainable_layers: int | None = None,
+        lora: LoRA | None = None,
+        gradient_checkpointing: bool = False,
         seed: int = 1,
         overwrite: bool = False,
     ) -> None:
-        super().__init__("sft", output, task, seed, overwrite, {"policy": policy, "trainable_layers": trainable_layers})
+        options = {"policy": policy, "trainable_layers": trainable_layers, "lora": lora}
+        super().__init__("sft", output, task, seed, overwrite, options)
         self.policy_name, self.optimizer, self.trainable_layers = policy, optimizer, trainable_layers
+        self.lora, self.gradient_checkpointing = lora, gradient_checkpointing
         self.val_loss = MeanMetric()
 
     def check(self, data: Any, trainer: Any, resuming: bool) -> list[str]:
         """The base's, and that the model exists."""
-        return super().check(data, trainer, resuming) + told(find_lm, self.policy_name)
+        problems = super().check(data, trainer, resuming) + told(find_lm, self.policy_name)
+        return problems + lora_problems(self.lora, self.trainable_layers)
 
     def configure_model(self) -> None:
         """Load the model, once."""
@@ -60,6 +69,8 @@ class SFTModule(StageModule):
         self.policy, self.tokenizer = lm.model, lm.tokenizer
         if self.trainable_layers is not None:
             SplitTrunk(self.policy, self.trainable_layers)
+        if self.lora is not None:
+            add_lora(self.policy, self.lora, self.seed)
 
     def configure_optimizers(self) -> Any:
         """The chosen optimizer, its lr annealed linearly to 0."""
@@ -69,11 +80,10 @@ class SFTModule(StageModule):
 
     def loss(self, batch: SFTBatch) -> tuple[Tensor, Tensor]:
         """(mean negative log-likelihood of the response's tokens, their number)."""
-        hidden = hidden_states(self.policy, batch.tokens, batch.mask)[:, :-1]
+        with checkpointed(self.policy, self.gradient_checkpointing):
+            hidden = hidden_states(self.policy, batch.tokens, batch.mask)[:, :-1]
         target = batch.response[:, 1:]
-        logprobs, _ = head_logprobs(
-            self.policy, hidden[target], batch.tokens[:, 1:][target]
-        )  # (n,): of the response's tokens alone
+        logprobs, _ = head_logprobs(self.policy, hidden[target], batch.tokens[:, 1:][target])  # (n,): the response's alone
         # a rank without a share of the last batch has no token
         return -(logprobs.mean() if logprobs.numel() else logprobs.sum()), target.sum()
 
@@ -82,7 +92,7 @@ class SFTModule(StageModule):
         loss, tokens = self.loss(batch)
         is_finite("train/loss", loss.detach(), batch_idx)
         self.log("train/loss", loss, prog_bar=True, batch_size=int(tokens))
-        return loss * self.share(int(tokens))
+        return loss * self.share(int(tokens), batch_idx)
 
     def validation_step(self, batch: SFTBatch, batch_idx: int) -> None:
         """Held-out negative log-likelihood a token."""
@@ -92,5 +102,5 @@ class SFTModule(StageModule):
 
     def export(self) -> dict[str, Any]:
         """The policy's directory."""
-        save_policy(self.output, self.policy, self.tokenizer)
+        save_policy(self.output, self.policy, self.tokenizer, base=self.policy_name)
         return {k: float(v) for k, v in self.trainer.callback_metrics.items() if torch.is_tensor(v)}

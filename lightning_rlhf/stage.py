@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import pickle
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytorch_lightning as L
 import torch
 
 from .files import file_sha256
+from .lora import LoRA
 from .runinfo import RunInfo
 from .tasks import Task, UsageError, task_dict
 
@@ -34,15 +36,16 @@ class StageModule(L.LightningModule):
 
     #: Options that a resume may change: where things go, what is refused, and how much fits into memory.
     may_change = frozenset({
-        "model.output", "model.overwrite", "model.micro_batch_size", "model.guard_comparisons",
+        "model.output", "model.overwrite", "model.micro_batch_size", "model.gradient_checkpointing", "model.guard_comparisons",
         "model.allow_unguarded", "model.allow_other_task", "model.allow_negative_kl",
     })  # fmt: skip
 
     def __init__(self, stage: str, output: str, task: Task, seed: int, overwrite: bool, options: dict[str, Any]) -> None:
         super().__init__()
         self.stage, self.output, self.task, self.seed, self.overwrite = stage, output, task, seed, overwrite
+        groups = {k: asdict(v) for k, v in options.items() if isinstance(v, LoRA)}
         plain = {k: v for k, v in options.items() if isinstance(v, (str, int, float, bool, type(None)))}
-        self.options: dict[str, Any] = {f"model.{k}": v for k, v in plain.items()}
+        self.options: dict[str, Any] = {**{f"model.{k}": v for k, v in plain.items()}, **flat(groups, "model")}
         self.options.update({f"task.{k}": v for k, v in task_dict(task).items()}, seed_everything=seed)
         self.strict_loading = False
         self.run_config: Any = None  # the whole parsed config, set by the command line
@@ -61,11 +64,16 @@ class StageModule(L.LightningModule):
             problems.append(f"data.batch_size: found {data.batch_size}, expected at least one a device: {trainer.world_size}")
         return problems
 
-    def share(self, count: int) -> float:
-        """What this rank's mean loss counts for: its `count` of items times the number of ranks, over all ranks' items.
+    def share(self, count: int, batch_idx: int) -> float:
+        """What this rank's mean loss of a batch counts for, by its `count` of items.
 
-        DDP takes the plain mean of the ranks' gradients; so weighted, it is the mean over the global batch, as in one process.
+        DDP takes the plain mean of the ranks' gradients, and Lightning that of the batches it accumulates; so weighted, they
+        are the mean over all items of the optimizer step, as in one process and one batch.
         """
+        accumulated = int(self.trainer.accumulate_grad_batches)
+        if accumulated > 1:
+            total = self.trainer.datamodule.step_weight(batch_idx, accumulated)  # type: ignore[attr-defined]
+            return count * self.trainer.world_size * accumulated / total
         if self.trainer.world_size == 1:
             return 1.0
         total = self.trainer.strategy.reduce(torch.tensor(float(count), device=self.device), reduce_op="sum")
@@ -157,7 +165,8 @@ class StageCheckpoint(L.Callback):
 
     Args:
         path: The file.
-        every: Batches (for PPO: iterations) between two; the last batch always makes one.
+        every: Batches (for PPO: iterations) between two; the last batch always makes one. Where batches are accumulated, one
+            that is due waits for the end of the optimizer step, whose gradients a checkpoint does not hold.
     """
 
     def __init__(self, path: str, every: int = 10) -> None:
@@ -167,8 +176,9 @@ class StageCheckpoint(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Save where it is due."""
-        done = batch_idx + 1
-        if done % self.every == 0 or done == trainer.num_training_batches:
+        done, step = batch_idx + 1, trainer.accumulate_grad_batches
+        due = done % step == 0 and done // self.every > (done - step) // self.every
+        if due or done == trainer.num_training_batches:
             self.save(trainer)
 
     def save(self, trainer: L.Trainer) -> None:

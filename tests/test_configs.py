@@ -18,9 +18,10 @@ ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
 HUMAN = sorted((CONFIGS / "human").iterdir())  # reward models on human comparisons, outside the papers' four tasks
-BASES = [f for f in FILES if f.parent.parent == CONFIGS and f.parent.name not in ("hardware", "human")]
+BASES = [f for f in FILES if f.parent.parent == CONFIGS and f.parent.name not in ("hardware", "human", "memory")]
 OVERLAYS = [f for f in FILES if f.parent.parent.parent == CONFIGS]
 HARDWARE = [f for f in FILES if f.parent.name == "hardware"]
+MEMORY = [f for f in FILES if f.parent.name == "memory"]
 FIT, FUNCTION = ("sft", "reward", "ppo"), ("prompts", "labels", "online")
 # Ziegler et al. 2019, the four tasks, written out independently of the package's registry
 PAPER: dict[str, dict[str, Any]] = {
@@ -104,10 +105,10 @@ def nothing_is_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_file_is_known() -> None:
     assert FILES
-    assert sorted([*BASES, *OVERLAYS, *HARDWARE, *HUMAN]) == FILES
+    assert sorted([*BASES, *OVERLAYS, *HARDWARE, *MEMORY, *HUMAN]) == FILES
     for task in TASKS:
         assert {f.stem for f in BASES if f.parent.name == task} >= {"sft", "reward", "ppo", "eval"}
-    assert {f.stem for f in FILES if f not in HUMAN} <= {*FIT, *FUNCTION, "eval", *(f.stem for f in HARDWARE)}
+    assert {f.stem for f in FILES if f not in HUMAN} <= {*FIT, *FUNCTION, "eval", *(f.stem for f in HARDWARE + MEMORY)}
 
 
 @pytest.mark.parametrize("file", BASES, ids=name)
@@ -186,10 +187,30 @@ def test_hardware_merges_and_is_the_trainers_alone(file: Path) -> None:
     assert options["trainer"]["callbacks"], "a base's callbacks were lost"
 
 
-@pytest.mark.parametrize("file", BASES + OVERLAYS + HARDWARE + HUMAN, ids=name)
+@pytest.mark.parametrize(("file", "stage"), [(f, s) for f in MEMORY for s in FIT if s == "ppo" or f.stem != "frozen_bf16"])
+def test_memory_merges_over_each_stage_it_is_for(file: Path, stage: str) -> None:
+    given = read(file)
+    base = CONFIGS / "sentiment" / f"{stage}.yaml"
+    before, options = parse(stage, "-c", str(base)), parse(stage, "-c", str(base), "-c", str(file))
+    for path, value in leaves(given):
+        assert at(options, path) == value, path
+    changed = {p for p, v in leaves(options) if dict(leaves(before)).get(p, v) != v}
+    assert all(p[:2] == ("model", "init_args") and p[2] in given["model"]["init_args"] for p in changed)
+
+
+def test_a_flag_changes_an_adapter() -> None:
+    words = ["-c", str(CONFIGS / "sentiment/ppo.yaml")]
+    options = parse("ppo", *words, "-c", str(CONFIGS / "memory/lora.yaml"), "--model.lora.r", "8")
+    assert options["model"]["init_args"]["lora"] == {"r": 8, "alpha": 32.0, "target_modules": "all-linear"}
+    options = parse("ppo", *words, "--model.lora.target_modules", "[q_proj,v_proj]")
+    assert options["model"]["init_args"]["lora"] == {"r": 16, "alpha": 32.0, "target_modules": ["q_proj", "v_proj"]}
+    assert parse("ppo", *words)["model"]["init_args"]["lora"] is None
+
+
+@pytest.mark.parametrize("file", BASES + OVERLAYS + HARDWARE + MEMORY + HUMAN, ids=name)
 def test_misspelt_key_is_refused_by_name(file: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
     """In each file, in the block that its last value stands in."""
-    stage = "ppo" if file in HARDWARE else "reward" if file in HUMAN else file.stem
+    stage = "ppo" if file in HARDWARE + MEMORY else "reward" if file in HUMAN else file.stem
     before = [] if file in BASES + HUMAN else ["-c", str(base_of(file) if file in OVERLAYS else CONFIGS / "sentiment/ppo.yaml")]
     tree = read(file)
     *blocks, _ = list(leaves(tree))[-1][0]

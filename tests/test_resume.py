@@ -248,7 +248,7 @@ def test_checkpoint_that_cannot_be_used(runs: Runs, tmp_path: Path, refused: Cal
 class _Trainer:
     """As much of a Trainer as the callback touches."""
 
-    num_training_batches, is_global_zero = 5, True
+    num_training_batches, is_global_zero, accumulate_grad_batches = 5, True, 1
 
     def __init__(self, fail: bool = False) -> None:
         self.fail, self.saved = fail, 0

@@ -1,0 +1,117 @@
+"""What keeps networks small: equal frozen weights held once, frozen weights in bf16, blocks recomputed in the backward pass.
+
+Nothing here changes a number but `to_dtype`, which rounds weights that do not train.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from .lora import MergedLinear, merged_weight, read_adapter, replace_module
+from .tasks import UsageError
+
+
+class SharedWeights:
+    """Frozen parameters of all networks, by their place in the trunk: a network that has an equal one takes that instead."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, list[nn.Parameter]] = {}
+
+    def add(self, model: Any, adapter: Path | None = None) -> None:
+        """Share a network's frozen parameters with those added before it.
+
+        Args:
+            model: A language model, or a trunk. What trains in it is left alone.
+            adapter: Where the adapters lie that were merged into it; a layer that is one of the weights added before and its
+                adapter's product, bit for bit, becomes a `MergedLinear`.
+        """
+        self._take_adapters(model, adapter)
+        for place, module in _places(model):
+            for name, p in module.named_parameters(recurse=False):
+                if p.requires_grad:
+                    continue
+                known = self.kept.setdefault(f"{place}.{name}", [])
+                same = next((other for other in known if other is p or _equal(other, p)), None)
+                if same is None:
+                    known.append(p)
+                elif same is not p:
+                    setattr(module, name, same)
+
+    def _take_adapters(self, model: Any, adapter: Path | None) -> None:
+        """Replace merged layers by weights that are there already and adapters."""
+        trunk = model.base_model
+        for name, (a, b, scaling, transposed) in (read_adapter(adapter, trunk.base_model_prefix) if adapter else {}).items():
+            layer = trunk.get_submodule(name)
+            a, b = a.to(layer.weight.device), b.to(layer.weight.device)
+            for weight in self.kept.get(f"{name}.weight", []):
+                if weight.dtype == a.dtype and _equal(merged_weight(weight, a, b, scaling, transposed), layer.weight):
+                    replace_module(trunk, name, MergedLinear(layer, weight, a, b, scaling, transposed))
+                    break
+
+
+def _places(model: Any) -> Iterator[tuple[str, nn.Module]]:
+    """(place, module) of a trunk's modules, named alike in every network, and of a language model's output embedding."""
+    for name, module in model.base_model.named_modules():
+        yield name.replace(".base_layer", "").replace(".plain", ""), module
+    if (head := model.get_output_embeddings()) is not None:
+        yield "output_embedding", head
+
+
+def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors are bit-equal, in type, shape and values, on one device."""
+    alike = one.dtype == other.dtype and one.shape == other.shape and one.device == other.device
+    return alike and torch.equal(one, other)
+
+
+def to_dtype(model: nn.Module, dtype: torch.dtype) -> None:
+    """Round a network's frozen parameters, in place; what trains, and buffers (a rotary table), keep their type."""
+    for p in model.parameters():
+        if not p.requires_grad:
+            p.data = p.data.to(dtype)
+
+
+def storage_bytes(models: Iterable[nn.Module]) -> int:
+    """Bytes that the parameters of all these networks take together, each storage counted once."""
+    storages = [p.untyped_storage() for model in models for p in model.parameters()]
+    return sum({s.data_ptr(): s.nbytes() for s in storages}.values())
+
+
+def blocks_of(model: Any) -> list[nn.Module]:
+    """The blocks of a language model or trunk, in order.
+
+    Raises:
+        UsageError: There is no list of as many modules as the config has layers.
+    """
+    trunk, number = model.base_model, model.config.num_hidden_layers
+    found = [m for m in trunk.children() if isinstance(m, nn.ModuleList) and len(m) == number]
+    if len(found) != 1:
+        raise UsageError(f"model.gradient_checkpointing: not supported for {type(trunk).__name__}, whose blocks are not one list")
+    return list(found[0])
+
+
+@contextmanager
+def checkpointed(model: Any, on: bool) -> Iterator[None]:
+    """Where gradients are on, each block keeps its input alone, and runs again in the backward pass: the same gradients.
+
+    The blocks stay in eval mode (transformers' own switch wants training mode, and that would turn dropout on).
+
+    Args:
+        model: A language model or trunk, about to run.
+        on: False: nothing changes.
+    """
+    blocks = blocks_of(model) if on and torch.is_grad_enabled() else []
+    for block in blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward

@@ -7,6 +7,7 @@ mistake ends in one message and exit status 2.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
@@ -21,11 +22,13 @@ import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from pytorch_lightning.utilities import rank_zero_warn
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.model_helpers import is_overridden
 from transformers.utils import logging as transformers_logging
 
 from .data import StageData
+from .estimate import ALLOW, estimate, memory_problem
 from .files import DataError
 from .labelers import label
 from .online import online
@@ -65,6 +68,7 @@ class RLHFCLI(LightningCLI):
         parser.add_argument("--run_dir", type=str, default="out/run", help=RUN_DIR_HELP)
         parser.add_argument("--lm", type=str, default="gpt2", help=LM_HELP)
         parser.add_argument("--task", type=Task, help="The task; its fields are options too.")
+        parser.add_argument(ALLOW, type=bool, default=False, help="Start although memory is estimated not to suffice.")
         parser.link_arguments("task", "model.init_args.task")
         parser.link_arguments("task", "data.init_args.task")
         parser.link_arguments("lm", "data.init_args.tokenizer")
@@ -111,7 +115,14 @@ class RLHFCLI(LightningCLI):
         if problems:
             raise UsageError("\n".join(problems))
 
-    before_fit = _check
+    def before_fit(self) -> None:
+        """As for every command; and the run must fit into memory."""
+        self._check()
+        problem = memory_problem(self.model, self.datamodule, self.trainer)
+        if problem and not self.config["fit"]["allow_out_of_memory"]:
+            raise UsageError(problem)
+        if problem:
+            rank_zero_warn(f"the run starts ALTHOUGH {problem}")
 
     def before_validate(self) -> None:
         """As before fit; and there must be something to validate with."""
@@ -120,6 +131,20 @@ class RLHFCLI(LightningCLI):
             raise UsageError(f"validate: {type(self.model).__name__} has no validation; use `python -m eval report`")
         if not self.datamodule.files.get("val"):
             raise UsageError("validate: data.val: not given, expected a file of held-out records")
+
+
+class EstimateCLI(RLHFCLI):
+    """`fit` up to the options and the data; then the estimate, instead of the run."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """`--json`."""
+        super().add_arguments_to_parser(parser)
+        parser.add_argument("--json", type=bool, default=False, help="estimate: print JSON, in bytes.")
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Print it."""
+        found = estimate(self.model, self.datamodule, self.trainer)
+        print(json.dumps(found.as_dict(), indent=1) if self.config["fit"]["json"] else found.table())
 
 
 CLI_OPTIONS: dict[str, Any] = dict(
@@ -141,6 +166,11 @@ def parse_function(name: str, args: list[str]) -> dict[str, Any]:
 def run_fit(args: list[str]) -> None:
     """`fit` or `validate`."""
     RLHFCLI(StageModule, StageData, args=args, **CLI_OPTIONS)
+
+
+def run_estimate(args: list[str]) -> None:
+    """`estimate`, with the options of `fit`."""
+    EstimateCLI(StageModule, StageData, args=["fit", *args], **CLI_OPTIONS)
 
 
 def check_yaml(args: list[str]) -> None:
@@ -202,8 +232,10 @@ def main(args: list[str] | None = None) -> None:
             FUNCTIONS[args[0]](**parse_function(args[0], args[1:]))
         elif args and args[0] in RLHFCLI.subcommands():
             run_fit(args)
+        elif args and args[0] == "estimate":
+            run_estimate(args[1:])
         else:
-            known = ", ".join([*FUNCTIONS, *RLHFCLI.subcommands()])
+            known = ", ".join([*FUNCTIONS, *RLHFCLI.subcommands(), "estimate"])
             print(f"usage: lightning-rlhf {{{known}}} -c CONFIG [-c OVERLAY …] [--OPTION VALUE …]\n\n{__doc__}")
             if args and args[0] not in ("-h", "--help"):
                 raise UsageError(f"no command {args[0]!r}, expected one of: {known}")

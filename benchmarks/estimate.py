@@ -1,0 +1,92 @@
+"""`lightning-rlhf estimate` beside the peak resident memory of the same `fit`, each in a process of its own, on a CPU.
+
+    python benchmarks/estimate.py [SETTING …] [--output FILE]        (default: all; a Markdown table)
+
+Settings: stories260k-ppo (the demo's), gpt2-ppo (GPT-2's shape of 124 million parameters, random weights, micro-batches),
+gpt2-ppo-bf16, smollm2-ppo, smollm2-reward, smollm2-sft (the overlays). Prompts and responses are random ids of full length;
+a run is two iterations or batches. Wanted: within 25 % of the peak.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from common import make_lm, make_reward
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "sentiment"
+QUIET = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
+GPT2 = ["--data.batch_size", "16", "--data.total_episodes", "32", "--model.micro_batch_size", "4"]
+SETTINGS: dict[str, tuple[str, str, list[str]]] = {  # stage, model, options
+    "stories260k-ppo": ("ppo", "stories260k", ["--data.total_episodes", "512"]),
+    "gpt2-ppo": ("ppo", "gpt2", GPT2),
+    "gpt2-ppo-bf16": ("ppo", "gpt2", [*GPT2, "--trainer.precision", "bf16-mixed"]),
+    "smollm2-ppo": ("ppo", "smollm2", ["--data.total_episodes", "64"]),
+    "smollm2-reward": ("reward", "smollm2", []),
+    "smollm2-sft": ("sft", "smollm2", []),
+}
+
+
+def prepare(stage: str, model: str, folder: Path) -> list[str]:
+    """Write what the stage reads; returns its options."""
+    lm = make_lm(model, folder / "lm") if model == "gpt2" else model
+    query = {"stories260k": 24, "gpt2": 64, "smollm2": 32}[model]
+    rng = random.Random(0)
+    ids = lambda n: [rng.randrange(3, 500) for _ in range(n)]  # noqa: E731
+    if stage == "ppo":
+        make_reward(lm, folder / "reward")
+        rows: list[dict[str, Any]] = [{"prompt": ids(query)} for _ in range(256)]
+        name, more = "prompts/train.jsonl", ["--model.guard_comparisons", "null", "--model.allow_unguarded", "true"]
+    elif stage == "reward":
+        rows = [{"prompt": ids(query), "responses": [ids(24) for _ in range(4)], "best": 0} for _ in range(64)]
+        name, more = "labels/train.jsonl", ["--data.val", "null"]
+    else:
+        rows = [{"prompt": ids(query), "completion": ids(24)} for _ in range(64)]
+        name, more = "labels/demonstrations.train.jsonl", ["--data.val", "null"]
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+    overlay = [] if model == "gpt2" else ["-c", str(CONFIGS / model / f"{stage}.yaml")]
+    return ["-c", str(CONFIGS / f"{stage}.yaml"), *overlay, "--run_dir", str(folder), "--lm", lm, *more, *QUIET]
+
+
+def child(command: str, options: list[str]) -> tuple[str, float]:
+    """Run a command of the package in a process of its own: what it printed, and its peak resident bytes."""
+    with tempfile.TemporaryFile("w+") as out:
+        process = subprocess.Popen([sys.executable, "-m", "lightning_rlhf", command, *options], stdout=out)
+        _, status, usage = os.wait4(process.pid, 0)
+        if status:
+            raise SystemExit(f"{command} ended with status {status}: {' '.join(options)}")
+        out.seek(0)
+        return out.read(), usage.ru_maxrss * 1024.0
+
+
+def main(settings: list[str], output: str | None) -> None:
+    """Print the table, and keep it where asked."""
+    lines = ["| setting | estimate, MB | peak phase | measured, MB | estimate / measured |", "|---|--:|---|--:|--:|"]
+    for name in settings or list(SETTINGS):
+        stage, model, more = SETTINGS[name]
+        with tempfile.TemporaryDirectory() as folder:
+            options = [*prepare(stage, model, Path(folder)), *more]
+            printed, _ = child("estimate", [*options, "--json", "true"])
+            found = json.loads(printed[printed.index("{") :])
+            _, peak = child("fit", options)
+        ratio = found["peak"] / peak
+        lines.append(f"| {name} | {found['peak'] / 2**20:,.0f} | {found['peak_phase']} | {peak / 2**20:,.0f} | {ratio:.2f} |")
+        print("\n".join(lines[-1:] if len(lines) > 3 else lines), flush=True)
+    if output:
+        Path(output).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("settings", nargs="*", choices=[[], *SETTINGS], metavar="SETTING")
+    parser.add_argument("--output")
+    arguments = parser.parse_args()
+    main(arguments.settings, arguments.output)

@@ -1,0 +1,272 @@
+"""One PPO iteration here and in TRL 1.12 (`trl.experimental.ppo`), side by side on a CPU: seconds, memory, operations.
+
+    pip install -e '.[bench]'
+    python benchmarks/ppo_vs_trl.py --shape gpt2 --threads 2 --rounds 3 --output FILE.md
+
+The same weights, prompts, reward model, precision, threads and numbers of epochs; TRL with `gc.collect` switched off, so that
+it is compared at its best. Rows: `shared` (value head on the policy's trunk, the default here), `separate` (a value network of
+its own: TRL's work) and `trl`. The sides take turns, each in a process of its own, so that the peak memory is its own; the first
+iteration of a process counts the operations (of matrix products) and is not timed, the others are. The rate of a plain
+matrix product is measured in every round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+SIDES = ("shared", "separate", "trl")
+
+
+class Clock:
+    """Ends of iterations; the first one is counted instead of timed."""
+
+    def __init__(self) -> None:
+        from torch.utils.flop_counter import FlopCounterMode
+
+        self.counter = FlopCounterMode(display=False)
+        self.flops = 0
+        self.seconds: list[float] = []
+        self.first = self.began = 0.0
+        self.peak = 0
+
+    def start(self) -> None:
+        """Before the first iteration."""
+        self.began = time.perf_counter()
+        self.counter.__enter__()
+
+    def lap(self) -> None:
+        """After each iteration."""
+        now = time.perf_counter()
+        if not self.flops:
+            self.counter.__exit__(None, None, None)
+            self.flops = self.counter.get_total_flops()
+            self.first = now - self.began
+        else:
+            self.seconds.append(now - self.began)
+        self.peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        self.began = time.perf_counter()
+
+    def found(self) -> dict[str, Any]:
+        """As plain data."""
+        return {"seconds": self.seconds, "first": self.first, "flops": self.flops, "peak_mb": self.peak / 1024}
+
+
+def ours(args: argparse.Namespace, files: dict[str, str], clock: Clock) -> None:
+    """`PPOModule` under a Lightning Trainer."""
+    import pytorch_lightning as L
+    import torch
+
+    from lightning_rlhf.cli import quiet
+    from lightning_rlhf.data import PromptData
+    from lightning_rlhf.ppo import PPOModule
+    from lightning_rlhf.tasks import Task
+
+    quiet()
+    more: dict[str, Any] = {}
+    if args.lora:
+        from lightning_rlhf.lora import LoRA
+
+        more = {"lora": LoRA(r=args.lora)}
+    task = Task(name="sentiment", query_length=args.prompt, response_length=args.response, truncate_text=None,
+                start_text=None, end_text=None, temperature=0.7)  # fmt: skip
+    module = PPOModule(
+        policy=files["lm"], reward=files["reward"], output=files["output"], task=task, allow_unguarded=True,
+        num_ppo_epochs=args.epochs, micro_batch_size=args.micro, value=args.side, kl_tolerance=1e9,
+        optimizer=lambda p: torch.optim.AdamW(p, lr=1e-6), **more,
+    )  # fmt: skip
+    data = PromptData(files["prompts"], files["lm"], task, batch_size=args.batch, total_episodes=args.batch * args.iterations)
+
+    class Laps(L.Callback):
+        def on_train_batch_start(self, *_: Any) -> None:
+            if not clock.flops:
+                clock.start()
+
+        def on_train_batch_end(self, *_: Any) -> None:
+            clock.lap()
+
+    module.on_train_end = lambda: None  # type: ignore[method-assign]  # no export: TRL's is not measured either
+    trainer = L.Trainer(
+        accelerator="cpu", devices=1, precision="bf16-mixed" if args.precision == "bf16" else "32-true", max_epochs=1,
+        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, callbacks=[Laps()],
+        num_sanity_val_steps=0,
+    )  # fmt: skip
+    trainer.fit(module, data)
+
+
+def trl(args: argparse.Namespace, files: dict[str, str], clock: Clock) -> None:
+    """`trl.experimental.ppo.PPOTrainer`."""
+    import gc
+
+    gc.collect = lambda *_: 0  # type: ignore[assignment]
+    os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
+    if args.precision == "bf16":
+        os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16"
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
+    from trl.experimental.ppo import PPOConfig, PPOTrainer
+
+    tokenizer = AutoTokenizer.from_pretrained(files["reward"], padding_side="left")  # its export has a pad token of its own
+    lm = lambda: AutoModelForCausalLM.from_pretrained(files["lm"])  # noqa: E731
+    scalar = lambda: AutoModelForSequenceClassification.from_pretrained(files["reward"], num_labels=1)  # noqa: E731
+    policy, reference = lm(), lm()
+    more: dict[str, Any] = {}
+    if args.lora:
+        from peft import LoraConfig
+
+        reference, more = None, {"peft_config": LoraConfig(r=args.lora, lora_alpha=2 * args.lora, task_type="CAUSAL_LM")}
+    for model in (policy, reference):
+        if model is not None and tokenizer.pad_token_id >= model.get_input_embeddings().weight.shape[0]:
+            model.resize_token_embeddings(tokenizer.pad_token_id + 1)
+    micro = args.micro or args.batch
+    config = PPOConfig(
+        output_dir=files["output"], per_device_train_batch_size=micro, gradient_accumulation_steps=args.batch // micro,
+        num_mini_batches=1, num_ppo_epochs=args.epochs, total_episodes=args.batch * args.iterations,
+        response_length=args.response,
+        local_rollout_forward_batch_size=args.batch, temperature=0.7, num_sample_generations=0, whiten_rewards=args.batch >= 8,
+        gradient_checkpointing=False, bf16=args.precision == "bf16", use_cpu=True, report_to="none", save_strategy="no",
+        learning_rate=1e-6, disable_tqdm=True, logging_strategy="no",
+    )  # fmt: skip
+
+    class Laps(TrainerCallback):
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            clock.start()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            clock.lap()
+
+    rows = [json.loads(line)["prompt"] for line in Path(files["prompts"]).read_text(encoding="utf-8").splitlines()]
+    trainer = PPOTrainer(
+        config, tokenizer, policy, reference, scalar(), Dataset.from_dict({"input_ids": rows}), scalar(), callbacks=[Laps()],
+        eval_dataset=Dataset.from_dict({"input_ids": rows[:1]}), **more,
+    )  # fmt: skip
+    trainer.train()
+
+
+def one_side(args: argparse.Namespace) -> None:
+    """In a child: run, and write what was found."""
+    import torch
+
+    torch.set_num_threads(args.threads)
+    clock, files = Clock(), json.loads(args.files)
+    (trl if args.side == "trl" else ours)(args, files, clock)
+    Path(files["found"]).write_text(json.dumps(clock.found()), encoding="utf-8")
+
+
+def child(side: str, files: dict[str, str]) -> dict[str, Any]:
+    """Run a side in a process of its own."""
+    words = [sys.executable, *sys.argv, "--side", side, "--files", json.dumps(files)]
+    done = subprocess.run(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{side} ended with status {done.returncode}:\n{done.stderr[-3000:]}")
+    return dict(json.loads(Path(files["found"]).read_text(encoding="utf-8")))
+
+
+def check(args: argparse.Namespace) -> None:
+    """What cannot run is told first."""
+    from importlib.util import find_spec
+
+    from lightning_rlhf.ppo import PPOModule
+
+    if args.lora and "lora" not in inspect.signature(PPOModule.__init__).parameters:
+        raise SystemExit("--lora: PPOModule has no option `lora` in this version, and a row without it would not be a comparison")
+    if "trl" in args.sides and find_spec("trl") is None:
+        raise SystemExit("trl is not installed: pip install -e '.[bench]' (trl==1.12.0), or --sides shared separate")
+
+
+def measure(args: argparse.Namespace, folder: Path) -> tuple[dict[str, list[dict[str, Any]]], list[float]]:
+    """All rounds: what each side found in each, and the matmul rate of each round."""
+    import torch
+    from common import make_lm, make_reward, matmul_rate, write_prompts
+
+    lm = make_lm(args.shape, folder / "lm")
+    files = {"lm": lm, "reward": make_reward(lm, folder / "reward"), "found": str(folder / "found.json"),
+             "prompts": write_prompts(folder / "prompts.jsonl", args.batch * args.iterations, args.prompt)}  # fmt: skip
+    torch.set_num_threads(args.threads)
+    found: dict[str, list[dict[str, Any]]] = {side: [] for side in args.sides}
+    rates = []
+    for number in range(args.rounds):
+        rates.append(matmul_rate(torch.bfloat16 if args.precision == "bf16" else torch.float32))
+        for side in args.sides:
+            found[side].append(child(side, {**files, "output": str(folder / f"{side}{number}")}))
+            print(f"round {number + 1}, {side}: {found[side][-1]}", file=sys.stderr, flush=True)
+    return found, rates
+
+
+def table(args: argparse.Namespace, found: dict[str, list[dict[str, Any]]], rates: list[float]) -> str:
+    """As Markdown."""
+    from common import head, spread
+
+    what = f"LoRA r {args.lora}" if args.lora else "all parameters"
+    title = (
+        f"PPO iteration: {args.shape}, batch {args.batch}, {args.prompt} + {args.response} tokens, {args.epochs} epochs, "
+        f"{what}, {args.precision}; median (range) of {args.rounds} round(s)"
+    )
+    lines = [
+        head(title, args.threads, ("torch", "transformers", "trl", "peft")),
+        f"Matrix product: {spread(rates, 0)} GFLOP/s ({args.precision}). Operations are those of matrix products, counted.\n",
+        "| side | seconds | first, s | tokens/s | peak, MB | TFLOP | share of the rate | times TRL's speed | of TRL's memory |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for side, runs in found.items():
+        seconds = [min(run["seconds"]) for run in runs]
+        tokens = [args.batch * args.response / s for s in seconds]
+        share = [run["flops"] / s / 1e9 / rate for run, s, rate in zip(runs, seconds, rates, strict=True)]
+        cells = [
+            spread(seconds), spread([r["first"] for r in runs]), spread(tokens, 1), spread([r["peak_mb"] for r in runs], 0),
+            f"{runs[0]['flops'] / 1e12:.3f}", spread(share),
+        ]  # fmt: skip
+        if "trl" in found:
+            pairs = list(zip(found["trl"], runs, strict=True))
+            cells.append(spread([min(t["seconds"]) / min(r["seconds"]) for t, r in pairs]))
+            cells.append(spread([r["peak_mb"] / t["peak_mb"] for t, r in pairs]))
+        else:
+            cells += ["", ""]
+        lines.append(f"| {side} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Read the options; be a child or the parent."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--shape", default="gpt2", choices=("tiny", "stories260k", "gpt2", "smollm2"))
+    add("--batch", type=int, default=16, help="episodes an iteration")
+    add("--prompt", type=int, default=64, help="tokens")
+    add("--response", type=int, default=24, help="tokens")
+    add("--epochs", type=int, default=4, help="inner epochs")
+    add("--micro", type=int, default=None, help="episodes a forward pass of the update; default: all")
+    add("--precision", default="32", choices=("32", "bf16"))
+    add("--lora", type=int, default=None, help="rank; default: all parameters train")
+    add("--threads", type=int, default=2)
+    add("--rounds", type=int, default=3, help="times that the sides take turns")
+    add("--iterations", type=int, default=2, help="in each process; the first is not timed")
+    add("--sides", nargs="+", default=list(SIDES), choices=SIDES)
+    add("--output", default=None, help="Markdown file of the table")
+    add("--side", default=None, choices=SIDES, help=argparse.SUPPRESS)
+    add("--files", default=None, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.side:
+        one_side(args)
+        return
+    if args.iterations < 2:
+        raise SystemExit(f"--iterations: found {args.iterations}, expected at least 2: the first is not timed")
+    check(args)
+    from common import save
+
+    with tempfile.TemporaryDirectory() as folder:
+        found, rates = measure(args, Path(folder))
+    save(table(args, found, rates), args.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -39,7 +39,7 @@ from eval.text import (
     summary_of,
     versus,
 )
-from eval.winrate import mean_interval, paired_outcomes, win_rate
+from eval.winrate import holm, mean_interval, paired_outcomes, win_rate
 
 __all__ = ["build_report", "read_curves", "render_html", "render_markdown", "write_report"]
 
@@ -394,11 +394,8 @@ def _comparisons(by_policy: Mapping[str, Sequence[Row]], judge: str, seed: int) 
             out.append(
                 {"a": names[j], "b": names[i], "prompts": prompts, "unpaired": unpaired, **asdict(result)}
             )
-    # Holm (1979): the i-th smallest of k p-values times k − i (i from 0), made non-decreasing.
-    running = 0.0
-    for rank, c in enumerate(sorted(out, key=lambda c: c["p_value"])):
-        running = max(running, min(1.0, c["p_value"] * (len(out) - rank)))
-        c["p_holm"] = running
+    for c, p in zip(out, holm([c["p_value"] for c in out]), strict=True):
+        c["p_holm"] = p
     return out
 
 

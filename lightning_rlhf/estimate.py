@@ -35,9 +35,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from . import generation, models, ppo, ppo_setup, reward, scoring
+from . import generation, memory, models, ppo, ppo_setup, scoring
 from .data import Judged, PreferenceData, PromptData, StageData, policy_prompt
 from .files import is_there
+from .generation import Drawn
 from .models import ScalarModel, find_lm, load_lm, load_scalar
 from .objective import penalised
 from .ppo import PPOModule
@@ -47,7 +48,7 @@ from .scoring import LearnedReward, is_learned
 from .sft import SFTModule
 from .stage import StageModule
 
-DRAW, SAMPLE = generation.draw, generation.sample
+DRAW, SAMPLE = generation.draw, generation.sample_with
 SAMPLE_SIGNATURE = inspect.signature(SAMPLE)
 ROLES = ("policy", "value", "reference", "reward", "gradients", "optimizer", "activations", "cache", "buffers", "process")
 PHASES = ("load", "rollout", "scoring", "update", "checkpoint", "export")
@@ -350,11 +351,12 @@ class StageRun:
     def patches(self) -> list[tuple[Any, str, Any]]:
         """(owner, name, what stands there meanwhile)."""
         found: list[tuple[Any, str, Any]] = [
-            (generation, "draw", self._draw), (generation, "sample", self._sample), (ppo, "sample", self._sample),
-            (reward, "sample", self._sample), (ppo_setup, "load_reward", self._load_reward),
+            (generation, "draw", self._draw), (generation, "sample_with", self._sample), (ppo, "sample_with", self._sample),
+            (ppo_setup, "load_reward", self._load_reward),
             (scoring, "load_scalar", self._load_scalar), (ppo_setup, "load_scalar", self._load_scalar),
         ]  # fmt: skip
         found.append((models, "_check_head", lambda model, name: None))
+        found.append((memory, "_equal", self._equal))
         found.append((nn.Module, "to", lambda module, *args, **kwargs: module))  # fake parameters have no other place
         autos = (AutoModelForCausalLM, AutoModelForSequenceClassification)
         return found + [(auto, "from_pretrained", self._loader(auto)) for auto in autos]
@@ -371,6 +373,11 @@ class StageRun:
                 return model
 
         return load
+
+    def _equal(self, one: Tensor, other: Tensor) -> bool:
+        """Frozen weights of one shape are taken as equal where whole blocks are frozen; else a reward trained them all."""
+        module: Any = self.module
+        return one.shape == other.shape and (module.trainable_layers is not None or module.lora is not None)
 
     def _load_reward(self, name: str) -> Any:
         """A learned reward, fake; a function is not called."""
@@ -393,7 +400,7 @@ class StageRun:
         DRAW(probabilities, generator)
         return torch.full((len(probabilities), 1), self.filler)
 
-    def _sample(self, *args: Any, **kwargs: Any) -> Tensor:
+    def _sample(self, *args: Any, **kwargs: Any) -> Drawn:
         """A few steps of the real one; the cache of those left out is added. What comes after it is scoring."""
         given = SAMPLE_SIGNATURE.bind(*args, **kwargs)
         given.apply_defaults()
@@ -403,9 +410,13 @@ class StageRun:
         options["length"] = min(length, STEPS)
         with self.meter.during("rollout", cache=token_bytes * (length - options["length"])):
             self.cache_bytes = token_bytes * (options["tokens"].shape[1] + options["length"])
-            tokens = SAMPLE(*given.args, **given.kwargs)
+            drawn = SAMPLE(*given.args, **given.kwargs)
             self.cache_bytes = 0
-        return torch.cat([tokens, tokens.new_full((rows, length - tokens.shape[1]), self.filler)], 1)
+        more = length - options["length"]
+        tokens = torch.cat([drawn.tokens, drawn.tokens.new_full((rows, more), self.filler)], 1)
+        logprobs = torch.cat([drawn.logprobs, drawn.logprobs.new_zeros((rows, more))], 1)
+        inputs = None if drawn.inputs is None else torch.cat([drawn.inputs, drawn.inputs[:, :1].expand(-1, more, -1)], 1)
+        return Drawn(tokens, logprobs, inputs)
 
     # the batch
 

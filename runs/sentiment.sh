@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # The sentiment task of Ziegler et al. 2019, whole, on a CPU: prompts, labels, supervised policy, reward model, PPO, report.
 #
-#   runs/sentiment.sh [MODEL] [SEED] [RUN_DIR]
+#   runs/sentiment.sh [MODEL] [SEED] [RUN_DIR] [FIRST_RUN]
 #
 # MODEL    stories260k (embedded; minutes) or smollm2 (135M parameters; make .venv/.smollm2 first)
 # SEED     of everything that is drawn at random (default 1)
 # RUN_DIR  where everything goes (default: a new folder under out/)
+# FIRST_RUN  a run whose prompts, labels, supervised policy and reward model are taken; only PPO and the report are run
 #
 # Each command can be run alone, and any option changed by a flag or a further -c FILE.
 set -euo pipefail
@@ -20,10 +21,14 @@ if [ "$MODEL" != stories260k ] && grep -qE 'avx512_bf16|amx_bf16' /proc/cpuinfo 
 fi
 cd "$(dirname "$0")/.."
 set -x
-lightning-rlhf prompts -c $BASE/prompts.yaml -c $OVER/prompts.yaml --run_dir "$RUN" --seed "$SEED"
-lightning-rlhf labels -c $BASE/labels.yaml -c $OVER/labels.yaml --run_dir "$RUN" --seed "$SEED"
-lightning-rlhf fit -c $BASE/sft.yaml -c $OVER/sft.yaml -c $HARDWARE --run_dir "$RUN" --seed_everything "$SEED"
-lightning-rlhf fit -c $BASE/reward.yaml -c $OVER/reward.yaml -c $HARDWARE --run_dir "$RUN" --seed_everything "$SEED"
+if [ -n "${4:-}" ]; then
+  mkdir -p "$RUN" && cp -r "$4"/{prompts,labels,sft,reward} "$RUN"
+else
+  lightning-rlhf prompts -c $BASE/prompts.yaml -c $OVER/prompts.yaml --run_dir "$RUN" --seed "$SEED"
+  lightning-rlhf labels -c $BASE/labels.yaml -c $OVER/labels.yaml --run_dir "$RUN" --seed "$SEED"
+  lightning-rlhf fit -c $BASE/sft.yaml -c $OVER/sft.yaml -c $HARDWARE --run_dir "$RUN" --seed_everything "$SEED"
+  lightning-rlhf fit -c $BASE/reward.yaml -c $OVER/reward.yaml -c $HARDWARE --run_dir "$RUN" --seed_everything "$SEED"
+fi
 lightning-rlhf fit -c $BASE/ppo.yaml -c $OVER/ppo.yaml -c $HARDWARE --run_dir "$RUN" --seed_everything "$SEED"
 python -m eval report --config $BASE/eval.yaml --config $OVER/eval.yaml --run_dir "$RUN" --seed "$SEED"
 set +x

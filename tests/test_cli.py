@@ -235,7 +235,8 @@ def test_bad_options_of_functions(
 
 
 def test_unknown_command(refused: Refused) -> None:
-    assert refused(["train"]) == "error: no command 'train', expected one of: prompts, labels, split, online, fit, validate\n"
+    commands = "prompts, labels, split, online, fit, validate, estimate"
+    assert refused(["train"]) == f"error: no command 'train', expected one of: {commands}\n"
 
 
 @pytest.mark.parametrize("words", [[], ["-h"], ["--help"]])

@@ -119,7 +119,9 @@ def test_options_move_what_they_should(estimated: Callable[..., dict[str, Any]],
     micro = estimated("ppo", "--model.micro_batch_size", "4", "--trainer.precision", "bf16-mixed")["phases"]["update"]
     assert whole["activations"] / micro["activations"] > 4  # four times for the rows, and more for the precision
     other = estimated("ppo", "--model.value", "separate", "--model.trainable_layers", "1")["phases"]["checkpoint"]
-    assert other["value"] == real["trunk"] + real["head"]
+    trunk = load_lm(small).model.base_model
+    block = storage_bytes([*trunk.layers[1].parameters(), *trunk.norm.parameters()])
+    assert block + real["head"] <= other["value"] < block + real["head"] + 1000  # a rotary table; the block below is the policy's
     assert other["gradients"] < 0.7 * real["gradients"]
 
 

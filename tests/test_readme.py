@@ -47,7 +47,7 @@ def test_demo_is_the_readmes_commands() -> None:
     script = (ROOT / "runs/sentiment.sh").read_text(encoding="utf-8")
     script = script.replace("$BASE", "configs/sentiment").replace("$OVER", "configs/sentiment/stories260k")
     flags = r' (-c \$HARDWARE|--run_dir "\$RUN"|--seed(_everything)? "\$SEED")'
-    plain = [re.sub(flags, "", line) for line in script.splitlines()]
+    plain = [re.sub(flags, "", line.strip()) for line in script.splitlines()]
     assert commands("\n".join(plain)) == [c for c in README if "--ckpt_path" not in c]
 
 

@@ -39,6 +39,41 @@ class Kill(Callback):
         if not self.left:
             os.kill(os.getpid(), signal.SIGKILL)
 '''
+KILLER_IN = '''
+import os
+import signal
+
+from pytorch_lightning import Callback
+
+from lightning_rlhf import ppo
+
+
+class KillIn(Callback):
+    """Ends its own process in the middle of a phase: a rollout, a checkpoint's write, or a validation."""
+
+    def __init__(self, phase: str, left: int) -> None:
+        self.phase, self.left = phase, left
+
+    def count(self) -> None:
+        self.left -= 1
+        if not self.left:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def setup(self, trainer, pl_module, stage) -> None:
+        owner, name = {
+            "rollout": (ppo, "sample_with"), "checkpoint": (trainer, "save_checkpoint"),
+            "validation": (pl_module, "validation_step"),
+        }[self.phase]
+        plain = getattr(owner, name)
+
+        def before(*args, **kwargs):
+            if self.phase == "checkpoint" and self.left == 1:
+                args[0].write_bytes(b"half of it")
+            self.count()
+            return plain(*args, **kwargs)
+
+        setattr(owner, name, before)
+'''
 FLAGS = {
     "sft": ("--data.batch_size", "30", "--trainer.precision", "32-true"),  # 6 batches
     "reward": ("--data.batch_size", "30", "--trainer.precision", "32-true"),
@@ -158,6 +193,58 @@ def test_resumed_stage_state_is_equal(runs: Runs) -> None:
 def test_reward_json_is_equal(runs: Runs) -> None:
     whole, resumed = (json.loads((f / "reward/export/reward.json").read_text()) for f in (runs.whole, runs.killed))
     assert whole == resumed
+
+
+PHASES = {"rollout": 7, "checkpoint": 2, "validation": 4}  # the how-many-th call ends the process
+LAST = {"rollout": 2, "checkpoint": 1, "validation": 2}  # iterations that the last checkpoint before that holds
+
+
+def test_killed_in_each_phase(tiny_run: Path, tmp_path: Path, command: Callable[..., list[str]]) -> None:
+    """In a rollout (beside those of validation), half-way through a checkpoint's file, in a validation after a checkpoint."""
+    (tmp_path / "killer_in.py").write_text(KILLER_IN, encoding="utf-8")
+
+    def arguments(name: str, *flags: str) -> list[str]:
+        here = tmp_path / name
+        here.mkdir(exist_ok=True)
+        saver = {"class_path": "lightning_rlhf.stage.StageCheckpoint", "init_args": {"path": str(here / "last.ckpt"), "every": 1}}
+        callbacks: list[dict[str, Any]] = [saver]
+        if name in PHASES and "--ckpt_path" not in flags:
+            callbacks.append({"class_path": "killer_in.KillIn", "init_args": {"phase": name, "left": PHASES[name]}})
+        overlay = {
+            "model": {"init_args": {"output": str(here / "export")}},
+            "data": {"init_args": {"val": str(tiny_run / "prompts/val.jsonl")}},
+            "trainer": {
+                "callbacks": callbacks, "val_check_interval": 2, "limit_val_batches": 2,
+                "logger": {"init_args": {"save_dir": str(here), "name": "logs"}},
+            },
+        }  # fmt: skip
+        (here / "overlay.yaml").write_text(yaml.safe_dump(overlay), encoding="utf-8")
+        return command("ppo", tiny_run, *FLAGS["ppo"], "-c", str(here / "overlay.yaml"), *flags)
+
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}",
+                   "OMP_NUM_THREADS": str(torch.get_num_threads())}  # fmt: skip
+    processes = {
+        name: subprocess.Popen(
+            [sys.executable, "-m", "lightning_rlhf", *arguments(name)],
+            env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )
+        for name in PHASES
+    }  # fmt: skip
+    main(arguments("whole"))
+    expected = load_file(tmp_path / "whole/export/model.safetensors")
+    tables = {f.name: f.read_bytes() for f in (tmp_path / "whole/export.samples").iterdir()}
+    assert sorted(tables) == ["000000.jsonl", "000002.jsonl", "000004.jsonl"]
+    for name, process in processes.items():
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == -signal.SIGKILL, err
+        here = tmp_path / name
+        saved = torch.load(here / "last.ckpt", weights_only=True)
+        assert saved["stage"]["state"]["updates"] == LAST[name]
+        assert (here / ".last.ckpt.partial").exists() == (name == "checkpoint")
+        main(arguments(name, "--ckpt_path", str(here / "last.ckpt")))
+        found = load_file(here / "export/model.safetensors")
+        assert all(torch.equal(tensor, found[key]) for key, tensor in expected.items()), name
+        assert {f.name: f.read_bytes() for f in (here / "export.samples").iterdir()} == tables, name
 
 
 @pytest.mark.parametrize("stage", KILL_AT)

@@ -309,10 +309,14 @@ class PPOModule(PPOSetup):
         return self.micro_batch_size or rows
 
     def minibatches(self, n: int) -> Iterator[tuple[Tensor, ...]]:
-        """Row numbers of each inner epoch's minibatches: a fresh permutation an epoch."""
+        """Row numbers of each inner epoch's minibatches: a fresh permutation an epoch, where there are several.
+
+        One minibatch is the batch itself: in the rollout's order the first pass gives the rollout's log-probs bit for bit.
+        """
         generator = torch.Generator().manual_seed(seed_for(self.seed + 1, self.updates, self.global_rank))
         for _ in range(self.num_ppo_epochs):
-            yield torch.randperm(n, generator=generator).to(self.device).split(n // self.num_mini_batches)
+            rows = torch.randperm(n, generator=generator) if self.num_mini_batches > 1 else torch.arange(n)
+            yield rows.to(self.device).split(n // self.num_mini_batches)
 
     def update(self, rollout: Rollout, advantages: Tensor, returns: Tensor) -> dict[str, float]:
         """Clipped policy and value losses; returns the means of their statistics over all optimizer steps, of all ranks."""

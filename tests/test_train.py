@@ -139,6 +139,8 @@ def test_ppo(tmp_path: Path, options: dict, precision: str, bound: float) -> Non
     assert len(watch.rows) == iterations
     # the first minibatch of each iteration sees the policy that sampled
     assert [r["ppo/ratio_error"] < bound for r in watch.rows] == [True] * iterations
+    if "num_mini_batches" not in options:  # it is the rollout's own batch
+        assert [r["ppo/ratio_error"] for r in watch.rows] == [0.0] * iterations
     # later ones do not: the weights moved, the second inner epoch saw it, and the policy left the reference
     assert all(r["ppo/policy/approxkl"] > 1e-8 for r in watch.rows)
     assert watch.rows[0]["objective/kl"] == 0.0

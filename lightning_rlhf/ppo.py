@@ -7,7 +7,8 @@ Deviations from the 2019 code:
 1. Rewards and advantages are whitened, and GAE is run, once an iteration over the global batch of all ranks; 2019 did it
    within each rank's minibatch, which is the same at one rank and one minibatch.
 2. The old log-probabilities and values are not the sampler's: they come from the function, the precision and the padding of
-   the update, so that the first minibatch's ratio is 1.
+   the update, so that the first minibatch's ratio is 1; where one pass holds the whole batch, that pass, with its graph, is
+   the first inner epoch's.
 3. A mean KL that is negative beyond its noise stops the run; a step whose loss or gradient is not finite is skipped and
    counted, and too many stop it (`alarms.py` has the rest, which warn).
 4. With a KL estimator other than k1, a token's own term in its advantage stays k1: E[k1 ∇ log π] is the gradient of the
@@ -179,23 +180,28 @@ class PPOModule(PPOSetup):
         """Sample, score, and take the log-probs that the update compares with; `seed` None: this iteration's."""
         torch.clear_autocast_cache()  # weights cast before the last optimizer step must not be used again
         # 1. exactly R tokens a prompt, or up to a stop token, at the task's temperature
-        seed = seed_for(self.seed, self.updates, self.global_rank) if seed is None else seed
+        chosen = seed_for(self.seed, self.updates, self.global_rank) if seed is None else seed
         length, temperature = self.task.response_length, self.task.temperature
         watched = self.split.first if self.split and not torch.is_autocast_enabled(self.device.type) else None
-        drawn = sample_with(self.policy, batch.tokens, batch.mask, length, temperature, seed, watch=watched)
+        drawn = sample_with(self.policy, batch.tokens, batch.mask, length, temperature, chosen, watch=watched)
         responses, real = drawn.tokens, torch.ones_like(drawn.tokens, dtype=torch.bool)
         if self.mode == "eos":
             responses, real, _ = until(responses, self.stop, self.pad_id)
         tokens, mask = torch.cat([batch.tokens, responses], 1), torch.cat([batch.mask, real], 1)
         index = torch.arange(len(tokens), device=tokens.device)
         micro = self._micro(max(1, len(index) // self.num_mini_batches))
+        keep = seed is None and micro >= len(index)  # one pass of all rows is the first inner epoch's too
         # 2. log-probs of policy and reference, values, frozen features
         parts: dict[str, list[Tensor]] = {"features": [], "logprobs": [], "values": [], "ref_logprobs": [], "full_kl": []}
         for i in index.split(micro):
             features = self.features(tokens[i], mask[i], None if drawn.inputs is None else drawn.inputs[i])
-            logprobs, values, _ = self.policy_outputs(tokens[i], mask[i], features)
-            parts["logprobs"].append(logprobs)
-            parts["values"].append(values)
+            if keep:
+                torch.clear_autocast_cache()  # the sampler's casts have no graph
+            with torch.set_grad_enabled(keep):
+                outputs = self.policy_outputs(tokens[i], mask[i], features)
+            self.first_pass = outputs if keep else None
+            parts["logprobs"].append(outputs[0].detach())
+            parts["values"].append(outputs[1].detach())
             parts["ref_logprobs"].append(self.reference_logprobs(self.reference_hidden(tokens[i], mask[i], features), tokens[i]))
             if self.kl_estimator == "full":
                 parts["full_kl"].append(self.exact_kl(tokens[i], mask[i], features))
@@ -352,9 +358,10 @@ class PPOModule(PPOSetup):
         real_tokens = self.gathered(rollout.real[index].sum().view(1)).sum().item() / self.trainer.world_size
         sums = dict.fromkeys(STATISTICS, 0.0)
         ratio_error = 0.0
+        kept, self.first_pass = self.first_pass, None
         for i in index.split(self._micro(len(index))):
             part = rollout.rows(i)
-            logprobs, values, entropies = self.policy_outputs(part.tokens, part.mask, part.features)
+            logprobs, values, entropies = kept or self.policy_outputs(part.tokens, part.mask, part.features)
             pg, pg_stats = policy_loss(logprobs, part.logprobs, advantages[i], part.real, cliprange=self.cliprange)
             vf, vf_stats = value_loss(values, part.values, returns[i], part.real, cliprange_value=self.cliprange_value)
             loss = pg + self.vf_coef * vf

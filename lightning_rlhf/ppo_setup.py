@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from pytorch_lightning.cli import OptimizerCallable
 from pytorch_lightning.utilities import rank_zero_warn
-from torch import nn
+from torch import Tensor, nn
 from torchmetrics import Metric
 
 from .alarms import Alarms, Thresholds
@@ -178,6 +178,7 @@ class PPOSetup(StageModule):
         self.validated = -1  # updates at the last validation
         self.first_scores: list[float] | None = None  # iteration 0's, of the validation prompts
         self.answers: list[Answer] = []
+        self.first_pass: tuple[Tensor, Tensor, Tensor] | None = None  # of the rollout, with its graph, for the first inner epoch
         self.began = 0.0
         self.guard_result: dict[str, Any] = {"kind": "none"}
 

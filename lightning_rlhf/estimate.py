@@ -577,8 +577,9 @@ def bound(module: StageModule, data: StageData) -> int:
     characters.
     """
     m: Any = module
-    names = [m.policy_name, *(getattr(m, option, None) for option in ("reference_name", "value_init", "held_out_reward"))]
-    names += [part.reward for part in getattr(m, "parts", []) if is_learned(part.reward)]
+    names = [m.policy_name, *(getattr(m, option, None) for option in ("reference_name", "value_init"))]
+    rewards = [*(part.reward for part in getattr(m, "parts", [])), getattr(m, "held_out_reward", None) or "known:"]
+    names += [reward for reward in rewards if is_learned(reward)]
     if any(str(name).endswith(".gguf") for name in names):
         return sys.maxsize  # its file would have to be read
     configs = [AutoConfig.from_pretrained(find_lm(name)) for name in filter(None, names)]

@@ -14,8 +14,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from lightning_rlhf import generation
 from lightning_rlhf.data import ComparisonBatch, PreferenceData, PromptBatch, PromptData, SFTBatch, SFTData
+from lightning_rlhf.generation import Drawn
 from lightning_rlhf.ppo import PPOModule, Rollout
 from lightning_rlhf.reward import RewardModule
 from lightning_rlhf.sft import SFTModule
@@ -228,6 +228,7 @@ def test_prompts_of_one_token_and_responses_that_stop_at_once(tmp_path: Path, pr
     data.tokenizer_name = policy
     module.configure_model()
     assert module.pad_id == 0 and module.stop == (0,)
+    torch.nn.init.constant_(module.value_head.bias, 0.5)  # or there were nothing to learn: the score and the KL are 0
     plain, kept = module.rollout, []
 
     def rollout(batch: PromptBatch, seed: int | None = None) -> Rollout:
@@ -269,7 +270,7 @@ def test_the_score_stands_on_the_last_real_token(tmp_path: Path) -> None:
 
     module.advantages = advantages  # type: ignore[method-assign]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generation, "sample", lambda *_, **__: drawn)
+        patch.setattr("lightning_rlhf.ppo.sample_with", lambda *_, **__: Drawn(drawn, torch.zeros(drawn.shape), None))
         fit(module, data)
     ((rewards, real),) = seen
     assert real.sum(1).tolist() == lengths

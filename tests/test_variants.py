@@ -363,7 +363,7 @@ def test_gradients_are_clipped_and_their_norm_is_logged(tmp_path: Path) -> None:
 
 
 def poisoned(steps: set[int]) -> Callable[[PPOModule], None]:
-    """A loss that is not a number in these optimizer steps."""
+    """Values that are not numbers in these optimizer steps, and with them the advantages of the iteration."""
 
     def before(module: PPOModule) -> None:
         plain, count = module.policy_outputs, [0]
@@ -381,7 +381,8 @@ def poisoned(steps: set[int]) -> Callable[[PPOModule], None]:
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_counted(tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match=r"ALARM: found ppo/loss/value = nan.* at iteration 1.*; the step was skipped"):
+    told = r"ALARM: found ppo/loss/policy = nan, ppo/loss/value = nan.* at iteration 1.*; the step was skipped"
+    with pytest.warns(UserWarning, match=told):
         module, rows = run(tmp_path, poisoned({2, 3}), iterations=3, num_ppo_epochs=2)
     assert [r["ppo/skipped"] for r in rows] == [0, 2, 0]
     assert [r["ppo/steps"] for r in rows] == [2, 0, 2]
@@ -390,7 +391,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(tmp_path: Path) -> Non
     assert math.isnan(rows[1]["ppo/loss/value"]) and math.isfinite(rows[2]["ppo/loss/value"])
     figures = json.loads((tmp_path / "policy/run.json").read_text())["figures"]
     assert figures["skipped_steps"] == 2
-    assert figures["alarms"]["not_finite"].startswith("found ppo/loss/value = nan")
+    assert figures["alarms"]["not_finite"].startswith("found ppo/loss/policy = nan, ppo/loss/value = nan")
 
 
 def test_too_many_of_them_stop_the_run(tmp_path: Path) -> None:

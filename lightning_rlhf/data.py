@@ -88,6 +88,7 @@ class BatchLoader:
         num_batches: Batches an epoch, cycling through the items; None: one pass, the last batch may be smaller.
         seed: Of the shuffle; None: no shuffle.
         rank, world_size: This rank takes every world_size-th item of each global batch.
+        even: A rank with an item fewer than the first gets the global batch's first once more, as its last.
     """
 
     def __init__(
@@ -99,8 +100,9 @@ class BatchLoader:
         seed: int | None = None,
         rank: int = 0,
         world_size: int = 1,
+        even: bool = False,
     ) -> None:
-        self.items, self.batch_size, self.collate = items, batch_size, collate
+        self.items, self.batch_size, self.collate, self.even = items, batch_size, collate, even
         self.cycle = num_batches is not None
         self.num_batches = num_batches if num_batches is not None else -(-len(items) // batch_size)
         self.seed, self.rank, self.world_size = seed, rank, world_size
@@ -134,7 +136,11 @@ class BatchLoader:
         self.resumed = False
         for batch in range(self.position, self.num_batches):
             self.position = batch + 1
-            yield self.collate([self.items[i] for i in self.indices(batch)[self.rank :: self.world_size]])
+            every = self.indices(batch)
+            mine = every[self.rank :: self.world_size]
+            if self.even and len(mine) < len(every[:: self.world_size]):
+                mine.append(every[0])
+            yield self.collate([self.items[i] for i in mine])
 
     def state_dict(self) -> dict[str, int]:
         """Where it stands: the epoch, and the batches of it that have been handed out."""
@@ -192,11 +198,16 @@ class StageData(L.LightningDataModule):
         return ids
 
     def loader(
-        self, items: Sequence[Any], collate: Callable[[list[Any]], Any], shuffle: bool, num_batches: int | None = None
+        self,
+        items: Sequence[Any],
+        collate: Callable[[list[Any]], Any],
+        shuffle: bool,
+        num_batches: int | None = None,
+        even: bool = False,
     ) -> BatchLoader:
         """A loader for this rank."""
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return BatchLoader(items, self.batch_size, collate, num_batches, self.seed if shuffle else None, rank, world)
+        return BatchLoader(items, self.batch_size, collate, num_batches, self.seed if shuffle else None, rank, world, even)
 
     def training_loader(
         self, items: Sequence[Any], collate: Callable[[list[Any]], Any], num_batches: int | None = None
@@ -232,8 +243,10 @@ class StageData(L.LightningDataModule):
         return {"train": self.train_loader.state_dict() if self.train_loader else None}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take it up."""
+        """Take it up; a strategy that restores a checkpoint after its set-up has asked for the loader before."""
         self.resume_at = state_dict["train"]
+        if self.train_loader is not None and self.resume_at:
+            self.train_loader.load_state_dict(self.resume_at)
 
 
 def plain(text: Any, where: str) -> str | list[int]:
@@ -499,5 +512,5 @@ class PromptData(StageData):
         return self.training_loader(self.items["train"], self.collate, self.iterations)
 
     def val_dataloader(self) -> BatchLoader | list[Any]:
-        """In file order; none where there is no file."""
-        return self.loader(self.items["val"], self.collate, shuffle=False) if self.items["val"] else []
+        """In file order, as many on each rank: all must make as many forward passes; none where there is no file."""
+        return self.loader(self.items["val"], self.collate, shuffle=False, even=True) if self.items["val"] else []

@@ -13,7 +13,7 @@ import copy
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -254,15 +254,20 @@ def head_logprobs(model: Any, hidden: Tensor, labels: Tensor, temperature: float
     output embedding is frozen the slope (w_label - p W) / temperature is made on the way, so that nothing is computed twice;
     where it trains, the backward pass computes the logits again. The entropy has no gradient.
     """
+    logprobs, entropy = within(model, _head_logprobs, model, hidden, labels, temperature)
+    return logprobs.view(labels.shape), entropy.view(labels.shape)
+
+
+def _head_logprobs(model: Any, hidden: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """`head_logprobs`, where the output embedding's weight is at hand; results may be flat."""
     head = model.get_output_embeddings()
     if type(head) is not nn.Linear:  # with an adapter on it
-        logits = logits_of(model, hidden)
+        logits = head(hidden)
         return token_logprobs(logits, labels, temperature), entropy_of(logits.detach(), temperature)
     numbers = 2**22 if hidden.device.type == "cpu" else 2**27  # of a part's logits: 16 MB, 512 MB in float32
     rows = max(1, numbers // head.weight.shape[0])
     found = _HeadLogprobs.apply(hidden.flatten(0, -2), head.weight, head.bias, labels.flatten(), temperature, rows)
-    logprobs, entropy = cast(tuple[Tensor, Tensor], found)
-    return logprobs.view(labels.shape), entropy.view(labels.shape)
+    return cast(tuple[Tensor, Tensor], found)
 
 
 def pad_batch(rows: Sequence[Sequence[int]], pad_id: int, side: str = "left", length: int | None = None) -> tuple[Tensor, Tensor]:
@@ -428,13 +433,26 @@ def pack_groups(tokens: Tensor, mask: Tensor, n: int) -> Packed:
 
 def hidden_states(model: Any, tokens: Tensor, mask: Tensor) -> Tensor:
     """Final normed hidden states: tokens (B, T), mask (B, T) bool → (B, T, D)."""
+    return within(model, _hidden_states, model, tokens, mask)  # type: ignore[no-any-return]
+
+
+def _hidden_states(model: Any, tokens: Tensor, mask: Tensor) -> Tensor:
     out = model.base_model(input_ids=tokens, attention_mask=mask.long(), position_ids=position_ids(mask), use_cache=False)
     return out.last_hidden_state
 
 
 def logits_of(model: Any, hidden: Tensor) -> Tensor:
     """Next-token logits: (…, D) → (…, V)."""
-    return model.get_output_embeddings()(hidden)
+    return within(model, model.get_output_embeddings(), hidden)  # type: ignore[no-any-return]
+
+
+def within(model: Any, function: Callable[..., Any], *args: Any) -> Any:
+    """`function(*args)` as a part of the model's forward: a sharded model gathers its weights for it (`sharding.py`)."""
+    return getattr(model, "within", _call)(function, *args)
+
+
+def _call(function: Callable[..., Any], *args: Any) -> Any:
+    return function(*args)
 
 
 class ScalarHead(nn.Linear):

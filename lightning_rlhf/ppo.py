@@ -30,7 +30,7 @@ from typing import Any
 
 import torch
 from pytorch_lightning.utilities import rank_zero_warn
-from torch import Tensor, nn
+from torch import Tensor
 
 from .alarms import Vitals, negative_kl, repeated_bigrams
 from .data import PromptBatch
@@ -61,6 +61,7 @@ from .objective import (
 )
 from .ppo_setup import PPOSetup, Scorer
 from .scoring import LearnedReward, call_reward
+from .sharding import average_gradients, clip_gradients, gathered, gradient_norm
 from .tasks import UsageError
 from .validation import Answer, figures, gather, write_table
 
@@ -183,7 +184,8 @@ class PPOModule(PPOSetup):
         chosen = seed_for(self.seed, self.updates, self.global_rank) if seed is None else seed
         length, temperature = self.task.response_length, self.task.temperature
         watched = self.split.first if self.split and not torch.is_autocast_enabled(self.device.type) else None
-        drawn = sample_with(self.policy, batch.tokens, batch.mask, length, temperature, chosen, watch=watched)
+        with gathered(self.policy):
+            drawn = sample_with(self.policy, batch.tokens, batch.mask, length, temperature, chosen, watch=watched)
         responses, real = drawn.tokens, torch.ones_like(drawn.tokens, dtype=torch.bool)
         if self.mode == "eos":
             responses, real, _ = until(responses, self.stop, self.pad_id)
@@ -377,14 +379,16 @@ class PPOModule(PPOSetup):
             for name, value in zip(STATISTICS, figures, strict=True):
                 sums[name] += share * value.item()
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]  # type: ignore[union-attr]
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if self.sharded:
+            average_gradients(parameters)
+        norm = gradient_norm(parameters)
         here = torch.tensor([*sums.values(), norm.item(), ratio_error], dtype=torch.float64, device=self.device)
         everywhere = self.gathered(here.unsqueeze(0))
         means = everywhere.mean(0).tolist()
         found = dict(zip([*STATISTICS, "ppo/grad_norm"], means, strict=False))
         if all(math.isfinite(v) for v in found.values()):  # the same on every rank
             if self.max_grad_norm is not None:
-                nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
+                clip_gradients(parameters, self.max_grad_norm, norm)
             optimizer.step()  # type: ignore[union-attr]
             torch.clear_autocast_cache()  # or the next forward would use the weights from before the step
         return {**found, "ppo/ratio_error": everywhere[:, -1].max().item()}
@@ -429,8 +433,6 @@ class PPOModule(PPOSetup):
     @torch.no_grad()
     def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
         """Answer held-out prompts, with the same seed each time, and keep what is needed of it."""
-        if not batch.texts:  # the last batch had fewer prompts than there are ranks
-            return
         seed = seed_for(self.seed + 2, batch_idx, self.global_rank)
         rollout = self.rollout(batch, seed)
         kl = kl_estimate(rollout.logprobs, rollout.ref_logprobs, rollout.real).sum(1).tolist()
@@ -443,13 +445,15 @@ class PPOModule(PPOSetup):
         scores, found = rollout.scores.tolist(), rollout.found.tolist()
         first = batch_idx * self.trainer.datamodule.batch_size + self.global_rank  # type: ignore[attr-defined]
         references = batch.columns.get("reference", [None] * len(texts))
+        total = len(self.trainer.datamodule.items["val"])  # type: ignore[attr-defined]
+        texts = texts[: len(range(first, total, self.trainer.world_size))]  # without the row that filled up a share
         for i, text in enumerate(texts):
             index = first + i * self.trainer.world_size
             id_ = str(batch.columns["id"][i]) if "id" in batch.columns else str(index)
             self.answers.append(Answer(
                 index, id_, batch.texts[i], text, references[i], seed, scores[i], kl[i], found[i], held_out[i]
             ))  # fmt: skip
-        known = [i for i, reference in enumerate(references) if reference is not None]
+        known = [i for i in range(len(texts)) if references[i] is not None]
         for metric in self.metrics if known else ():
             metric.update([texts[i] for i in known], [references[i] for i in known])  # type: ignore[operator]
 
@@ -462,7 +466,8 @@ class PPOModule(PPOSetup):
             self.first_scores = [a.score for a in answers]
         found = figures(answers, self.first_scores)
         for metric in self.metrics:
-            if metric.update_called:  # type: ignore[union-attr]
+            called = torch.tensor([bool(metric.update_called)], device=self.device)  # type: ignore[union-attr]
+            if self.gathered(called).any():
                 value = metric.compute()  # type: ignore[operator]
                 values = value if isinstance(value, dict) else {type(metric).__name__: value}
                 found.update({f"val/{name}": float(v) for name, v in values.items()})

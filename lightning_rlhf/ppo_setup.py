@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 from pytorch_lightning.cli import OptimizerCallable
+from pytorch_lightning.strategies import ModelParallelStrategy
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import Metric
@@ -197,6 +198,11 @@ class PPOSetup(StageModule):
                 f"trainer.precision: found {trainer.precision}; PPO is refused under it, because the gradient scaler skips "
                 "optimizer steps while the schedule and the KL controller go on; use bf16-mixed or 32-true"
             )
+        if isinstance(getattr(trainer, "strategy", None), ModelParallelStrategy) and self.trainable_layers is not None:
+            problems.append(
+                f"model.trainable_layers: found {self.trainable_layers} with ModelParallelStrategy, under which each network is "
+                "sharded by itself and cannot share the policy's frozen blocks; expected null"
+            )
         if self.kl_coef < 0 and not self.allow_negative_kl:
             problems.append(
                 f"model.kl_coef: found {self.kl_coef}; a negative one pays for leaving the reference "
@@ -309,7 +315,10 @@ class PPOSetup(StageModule):
         elif self.lora is not None:
             add_lora(network, self.lora, self.seed)
         to_dtype(network, getattr(torch, self.frozen_dtype))
-        shared.add(network, adapter)
+        if self.sharded:  # each network by itself: a weight stands in one place alone
+            self.shard(network)
+        else:
+            shared.add(network, adapter)
 
     def _split_like_the_policy(self, network: Any) -> SplitTrunk | None:
         """A network cut where the policy is, if the blocks below serve both; None where they do not, or nothing is cut."""
@@ -358,7 +367,7 @@ class PPOSetup(StageModule):
 
     def configure_optimizers(self) -> Any:
         """The chosen optimizer; lr_u = lr (1 − u / updates), constant within an iteration."""
-        optimizer = self.optimizer(p for p in self.parameters() if p.requires_grad)  # type: ignore[arg-type]
+        optimizer = self.optimizer(self.trained_parameters())
         return [optimizer], [linear_anneal(optimizer, int(self.trainer.estimated_stepping_batches))]
 
     def on_fit_start(self) -> None:

@@ -39,6 +39,7 @@ from .memory import checkpointed
 from .models import ScalarModel, SplitTrunk, bos_ids, find_lm, load_lm, pad_batch, save_reward
 from .optim import AdamTF, linear_anneal
 from .records import Comparison
+from .sharding import gathered
 from .stage import StageModule, is_finite, told
 from .tasks import Task, UsageError, task_tokens
 
@@ -256,12 +257,13 @@ class RewardModule(StageModule):
             SplitTrunk(lm.model, self.trainable_layers)
         if self.lora is not None:
             add_lora(lm.model, self.lora, self.seed)
+        self.shard(self.scalar.trunk)
         self.tokenizer = lm.tokenizer
         self._reference = [lm]  # a list, so that the trunk is not registered twice
 
     def configure_optimizers(self) -> Any:
         """The chosen optimizer, its lr annealed linearly to 0 by examples seen."""
-        optimizer = self.optimizer(p for p in self.parameters() if p.requires_grad)  # type: ignore[arg-type]
+        optimizer = self.optimizer(self.trained_parameters())
         schedule = linear_anneal(optimizer, int(self.trainer.estimated_stepping_batches))
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
@@ -279,10 +281,11 @@ class RewardModule(StageModule):
         for batch in range(-(-self.normalise_samples // self.rollout_batch_size)):
             picked = [queries[order[(batch * self.rollout_batch_size + i) % len(order)]] for i in range(self.rollout_batch_size)]
             tokens, mask = pad_batch([policy_prompt(q, resolved) for q in picked], 0, "left")
-            responses = sample(
-                model, tokens.to(self.device), mask.to(self.device), self.task.response_length, self.task.temperature,
-                seed_for(self.seed, batch),
-            )  # fmt: skip
+            with gathered(model):
+                responses = sample(
+                    model, tokens.to(self.device), mask.to(self.device), self.task.response_length, self.task.temperature,
+                    seed_for(self.seed, batch),
+                )  # fmt: skip
             rows += [[*bos, *q, *r] for q, r in zip(picked, responses.tolist(), strict=True)]
         return pad_batch(rows, 0, "right")
 
@@ -381,10 +384,13 @@ class RewardModule(StageModule):
         torch.distributed.all_gather_object(all_rows, rows)
         return [row for own in all_rows for row in own]
 
-    def export(self) -> dict[str, Any]:
-        """Normalise again and write the reward directory."""
+    def before_export(self) -> None:
+        """Normalise again."""
         if self.normalise_by != "none":
             self.normalise("after training", (0.0, 1.0 if self.normalise_by == "reference_policy" else None))
+
+    def export(self) -> dict[str, Any]:
+        """Write the reward directory."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         figures = {k: float(v) for k, v in self.trainer.callback_metrics.items() if torch.is_tensor(v)}
         info = {

@@ -71,10 +71,11 @@ class SFTModule(StageModule):
             SplitTrunk(self.policy, self.trainable_layers)
         if self.lora is not None:
             add_lora(self.policy, self.lora, self.seed)
+        self.shard(self.policy)
 
     def configure_optimizers(self) -> Any:
         """The chosen optimizer, its lr annealed linearly to 0."""
-        optimizer = self.optimizer(p for p in self.parameters() if p.requires_grad)  # type: ignore[arg-type]
+        optimizer = self.optimizer(self.trained_parameters())
         schedule = linear_anneal(optimizer, int(self.trainer.estimated_stepping_batches))
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 

@@ -19,6 +19,15 @@ import torch
 from .files import file_sha256
 from .lora import LoRA
 from .runinfo import RunInfo
+from .sharding import (
+    average_gradients,
+    clip_gradients,
+    gradient_norm,
+    parameter_groups,
+    shard,
+    sharding_problems,
+    whole_networks,
+)
 from .tasks import Task, UsageError, task_dict
 
 
@@ -62,7 +71,7 @@ class StageModule(L.LightningModule):
             )
         if 0 < data.batch_size < trainer.world_size:
             problems.append(f"data.batch_size: found {data.batch_size}, expected at least one a device: {trainer.world_size}")
-        return problems
+        return problems + sharding_problems(getattr(trainer, "strategy", None), trainer.world_size)
 
     def share(self, count: int, batch_idx: int) -> float:
         """What this rank's mean loss of a batch counts for, by its `count` of items.
@@ -78,6 +87,36 @@ class StageModule(L.LightningModule):
             return 1.0
         total = self.trainer.strategy.reduce(torch.tensor(float(count), device=self.device), reduce_op="sum")
         return count * self.trainer.world_size / float(total)
+
+    # ----------------------------------------------------------------------------------------------------- sharding
+
+    @property
+    def sharded(self) -> bool:
+        """Whether networks are sharded over the devices (`ModelParallelStrategy`)."""
+        return self.device_mesh is not None
+
+    def shard(self, network: Any) -> None:
+        """Shard a network over all devices, where the strategy is for that."""
+        if self.device_mesh is not None:
+            shard(network, self.device_mesh["data_parallel"])
+
+    def trained_parameters(self) -> list[Any]:
+        """What an optimizer is given."""
+        return parameter_groups(p for p in self.parameters() if p.requires_grad)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Average the gradients that sharding leaves alone."""
+        if self.sharded and self.automatic_optimization:
+            average_gradients(self.parameters())
+
+    def configure_gradient_clipping(
+        self, optimizer: torch.optim.Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Lightning's; by norm, and over shards, where networks are sharded."""
+        if not self.sharded:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val:
+            clip_gradients(self.parameters(), gradient_clip_val, gradient_norm(self.parameters()))
 
     # -------------------------------------------------------------------------------------------------- checkpoints
 
@@ -137,7 +176,8 @@ class StageModule(L.LightningModule):
         """Refuse another stage's checkpoint, other options, or missing weights; raises UsageError."""
         saved = checkpoint.get("stage", {})
         problems = self.differences(saved)
-        if not problems and (missing := self.trained_keys() - set(checkpoint["state_dict"])):
+        weights = checkpoint.get("state_dict", self.trained_keys())  # sharded weights were taken up, and out, already
+        if not problems and (missing := self.trained_keys() - set(weights)):
             problems = [f"--ckpt_path: the checkpoint lacks {len(missing)} weights, such as {sorted(missing)[:3]}"]
         if problems:
             raise UsageError("\n".join(problems))
@@ -153,11 +193,18 @@ class StageModule(L.LightningModule):
         """Write the stage's Hugging Face directory to `output`; returns figures for run.json."""
         raise NotImplementedError
 
+    def before_export(self) -> None:
+        """What every rank does before the first one exports."""
+
     def on_train_end(self) -> None:
         """Export, on the first rank; a run that was interrupted exports nothing."""
-        if self.trainer.is_global_zero and not self.trainer.interrupted:
-            figures = self.export()
-            self.run_info.write(self.output, figures=figures)
+        if self.trainer.interrupted:
+            return
+        self.before_export()
+        with whole_networks(self):
+            if self.trainer.is_global_zero:
+                figures = self.export()
+                self.run_info.write(self.output, figures=figures)
 
 
 class StageCheckpoint(L.Callback):

@@ -182,9 +182,33 @@ def test_hardware_merges_and_is_the_trainers_alone(file: Path) -> None:
     assert given.keys() == {"trainer"}
     files = [CONFIGS / "sentiment/ppo.yaml", CONFIGS / "sentiment/stories260k/ppo.yaml", file]
     options = parse("ppo", *(word for f in files for word in ("-c", str(f))))
-    for key, value in given["trainer"].items():
-        assert options["trainer"][key] == value
+    for path, value in leaves(given):
+        assert str(at(options, path)) == str(value), path  # a timedelta is written as it prints
     assert options["trainer"]["callbacks"], "a base's callbacks were lost"
+
+
+@pytest.mark.parametrize("file", [f for f in HARDWARE if "strategy" in read(f)["trainer"]], ids=name)
+def test_strategies_fit_their_devices(file: Path) -> None:
+    """Of what is written: sharded over all devices, checkpoints of one file, and a rank that is gone is missed in a minute."""
+    trainer = read(file)["trainer"]
+    options = trainer["strategy"]["init_args"]
+    assert options["timeout"] == "0:01:00"
+    assert isinstance(trainer["devices"], int) or trainer.get("num_nodes", 1) == 1
+    if "data_parallel_size" in options:
+        assert options["data_parallel_size"] == trainer["devices"] * trainer["num_nodes"]
+        assert (options["tensor_parallel_size"], options["save_distributed_checkpoint"]) == (1, False)
+
+
+def test_the_readmes_lines_for_several_machines_parse() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if line.startswith(("torchrun", "srun"))]
+    assert [line.split()[0] for line in lines] == ["torchrun", "srun"]
+    for line in lines:
+        started, command = (part.split() for part in line.split(" fit "))
+        options = parse("ppo", *[str(ROOT / w) if w.endswith(".yaml") else w for w in command])
+        each = started[started.index("--nproc_per_node" if started[0] == "torchrun" else "--ntasks-per-node") + 1]
+        nodes = started[started.index("--nnodes" if started[0] == "torchrun" else "--nodes") + 1]
+        assert (options["trainer"]["num_nodes"], options["trainer"]["devices"]) in ((int(nodes), int(each)), (int(nodes), each))
 
 
 @pytest.mark.parametrize(("file", "stage"), [(f, s) for f in MEMORY for s in FIT if s == "ppo" or f.stem != "frozen_bf16"])

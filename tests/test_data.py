@@ -26,7 +26,7 @@ TASK = Task(name="toy", query_length=12, start_text=None, response_length=4, tru
 LM = "stories260k"
 
 
-def loader(n: int, batch_size: int, num_batches: int | None = None, seed: int | None = 1, **rank: int) -> BatchLoader:
+def loader(n: int, batch_size: int, num_batches: int | None = None, seed: int | None = 1, **rank: Any) -> BatchLoader:
     return BatchLoader(range(n), batch_size, list, num_batches, seed, **rank)
 
 
@@ -84,6 +84,13 @@ def test_ranks_share_each_global_batch(number: int | None) -> None:
     for batch, first, second in zip(whole, *parts, strict=True):
         assert batch[0::2] == first
         assert batch[1::2] == second
+
+
+def test_even_shares_are_filled_up_with_the_batchs_first() -> None:
+    """Held-out prompts: seven in batches of four over three ranks are 4 = 2 + 1 + 1 and 3 = 1 + 1 + 1; of four, 1 = 1 + 0 + 0."""
+    parts = [list(loader(7, 4, seed=None, rank=r, world_size=3, even=True)) for r in range(3)]
+    assert parts == [[[0, 3], [4]], [[1, 0], [5]], [[2, 0], [6]]]
+    assert [list(loader(1, 4, seed=None, rank=r, world_size=3, even=True)) for r in range(3)] == [[[0]], [[0]], [[0]]]
 
 
 @pytest.mark.parametrize("number", [None, 9])

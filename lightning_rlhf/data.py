@@ -162,6 +162,8 @@ class StageData(L.LightningDataModule):
         self.resume_at: dict[str, int] | None = None
 
     files: dict[str, str | None]
+    items: dict[str, Any]  # `train` and `val`, once `setup` has run
+    even_val = False  # whether validation is as many batches on each rank, where all must make as many forward passes
 
     def check(self) -> list[str]:
         """Every problem that can be told from the options and files alone, in words."""
@@ -217,6 +219,14 @@ class StageData(L.LightningDataModule):
         if self.resume_at:
             self.train_loader.load_state_dict(self.resume_at)
         return self.train_loader
+
+    def val_dataloader(self) -> BatchLoader | list[Any]:
+        """In file order; none where there is no file."""
+        return self.loader(self.items["val"], self.collate, shuffle=False, even=self.even_val) if self.items["val"] else []
+
+    def collate(self, items: list[Any]) -> Any:
+        """A batch."""
+        raise NotImplementedError
 
     def weight(self, item: Any) -> int:
         """What an item counts for in the mean loss of an optimizer step."""
@@ -323,10 +333,6 @@ class SFTData(StageData):
         """Shuffled."""
         return self.training_loader(self.items["train"], self.collate)
 
-    def val_dataloader(self) -> BatchLoader | list[Any]:
-        """In file order; none where there is no file."""
-        return self.loader(self.items["val"], self.collate, shuffle=False) if self.items["val"] else []
-
 
 class PreferenceData(StageData):
     """Labelled responses for the reward model, of any label type that `read_comparisons` reads, one file or several.
@@ -424,10 +430,6 @@ class PreferenceData(StageData):
         """Shuffled."""
         return self.training_loader(self.items["train"], self.collate)
 
-    def val_dataloader(self) -> BatchLoader | list[Any]:
-        """In file order; none where there is no file."""
-        return self.loader(self.items["val"], self.collate, shuffle=False) if self.items["val"] else []
-
 
 def checked(record: Comparison, where: str) -> Comparison:
     """A record whose label some loss can use, in texts or token ids. Raises DataError."""
@@ -454,6 +456,8 @@ class PromptData(StageData):
         seed: Of the order.
         val: Held-out prompts for the validation loop (`trainer.val_check_interval`: every so many iterations), or null.
     """
+
+    even_val = True
 
     def __init__(
         self,
@@ -510,7 +514,3 @@ class PromptData(StageData):
     def train_dataloader(self) -> BatchLoader:
         """Shuffled, ⌈total_episodes / batch_size⌉ batches."""
         return self.training_loader(self.items["train"], self.collate, self.iterations)
-
-    def val_dataloader(self) -> BatchLoader | list[Any]:
-        """In file order, as many on each rank: all must make as many forward passes; none where there is no file."""
-        return self.loader(self.items["val"], self.collate, shuffle=False, even=True) if self.items["val"] else []

@@ -5,7 +5,7 @@ Nothing here changes a number but `to_dtype`, which rounds weights that do not t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -76,12 +76,6 @@ def to_dtype(model: nn.Module, dtype: torch.dtype) -> None:
     for p in model.parameters():
         if not p.requires_grad:
             p.data = p.data.to(dtype)
-
-
-def storage_bytes(models: Iterable[nn.Module]) -> int:
-    """Bytes that the parameters of all these networks take together, each storage counted once."""
-    storages = [p.untyped_storage() for model in models for p in model.parameters()]
-    return sum({s.data_ptr(): s.nbytes() for s in storages}.values())
 
 
 def blocks_of(model: Any) -> list[nn.Module]:

@@ -448,11 +448,8 @@ def logits_of(model: Any, hidden: Tensor) -> Tensor:
 
 def within(model: Any, function: Callable[..., Any], *args: Any) -> Any:
     """`function(*args)` as a part of the model's forward: a sharded model gathers its weights for it (`sharding.py`)."""
-    return getattr(model, "within", _call)(function, *args)
-
-
-def _call(function: Callable[..., Any], *args: Any) -> Any:
-    return function(*args)
+    run = getattr(model, "within", None)
+    return run(function, *args) if run else function(*args)
 
 
 class ScalarHead(nn.Linear):

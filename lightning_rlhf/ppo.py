@@ -204,9 +204,10 @@ class PPOModule(PPOSetup):
             self.first_pass = outputs if keep else None
             parts["logprobs"].append(outputs[0].detach())
             parts["values"].append(outputs[1].detach())
-            parts["ref_logprobs"].append(self.reference_logprobs(self.reference_hidden(tokens[i], mask[i], features), tokens[i]))
+            reference = self.reference_hidden(tokens[i], mask[i], features)
+            parts["ref_logprobs"].append(self.reference_logprobs(reference, tokens[i]))
             if self.kl_estimator == "full":
-                parts["full_kl"].append(self.exact_kl(tokens[i], mask[i], features))
+                parts["full_kl"].append(self.exact_kl(self.policy_hidden(tokens[i], mask[i], features), reference))
             if features is not None:
                 parts["features"].append(features)
         whole = {k: torch.cat(v) if v else None for k, v in parts.items()}
@@ -265,10 +266,9 @@ class PPOModule(PPOSetup):
         """(B, R, D), (B, P + R) → (B, R): log-probs of the reference, its logits divided by the temperature too."""
         return self.logprobs_of(self.reference or self.policy, hidden, tokens)[0]
 
-    def exact_kl(self, tokens: Tensor, mask: Tensor, features: Tensor | None) -> Tensor:
-        """(B, P + R) → (B, R): KL of policy and reference over the whole vocabulary, before each response token."""
-        policy = logits_of(self.policy, self.policy_hidden(tokens, mask, features))
-        reference = logits_of(self.reference or self.policy, self.reference_hidden(tokens, mask, features))
+    def exact_kl(self, hidden: Tensor, ref_hidden: Tensor) -> Tensor:
+        """(B, R, D), (B, R, D) → (B, R): KL of policy and reference over the whole vocabulary."""
+        policy, reference = logits_of(self.policy, hidden), logits_of(self.reference or self.policy, ref_hidden)
         return full_kl(policy, reference, self.task.temperature)
 
     def ended(self, responses: Tensor, real: Tensor) -> tuple[Tensor, Tensor, Tensor]:

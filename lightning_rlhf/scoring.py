@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -60,14 +60,20 @@ class LearnedReward(nn.Module):
         self.batch_size = batch_size
 
     @torch.no_grad()
-    def score_tokens(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        """Rows of BOS + query + response ids → (n,) float32 on the model's device."""
+    def score_tokens(self, rows: Sequence[Sequence[int]], group: int = 1) -> Tensor:
+        """Rows of BOS + query + response ids → (n,) float32 on the model's device.
+
+        Args:
+            rows: n of them.
+            group: So many rows after one another share their beginning, which is then read once.
+        """
         device = self.scalar.gain.device
         scores = []
-        for first in range(0, len(rows), self.batch_size):
-            tokens, mask = pad_batch(rows[first : first + self.batch_size], 0, "right")
-            scores.append(self.scalar(tokens.to(device), mask.to(device)))
-        return torch.cat(scores)
+        size = max(1, self.batch_size // group) * group
+        for first in range(0, len(rows), size):
+            tokens, mask = (x.to(device) for x in pad_batch(rows[first : first + size], 0, "right"))
+            scores.append(self.scalar(tokens, mask) if group == 1 else self.scalar.score_groups(tokens, mask, group).flatten())
+        return torch.cat(scores) if scores else torch.zeros(0)
 
     def __call__(self, prompts: list[Any], completions: list[Any], **columns: Any) -> list[float]:  # type: ignore[override]
         """Texts (or token ids) → rewards: the text bridge between tokenizers."""
@@ -76,7 +82,8 @@ class LearnedReward(nn.Module):
             bos + encode(self.tokenizer, p) + encode_continuation(self.tokenizer, c)
             for p, c in zip(prompts, completions, strict=True)
         ]
-        return [float(x) for x in self.score_tokens(rows)]
+        group = math.gcd(*(len(list(run)) for _, run in groupby(prompts)))  # responses to one prompt after one another
+        return [float(x) for x in self.score_tokens(rows, max(1, group))]
 
 
 def is_learned(name: str) -> bool:

@@ -24,6 +24,7 @@ import pytorch_lightning as L
 import torch
 from pytorch_lightning.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 from safetensors.torch import load_file
+from tiny import PROMPTS
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -41,8 +42,6 @@ from lightning_rlhf.tasks import Task
 
 LM = "stories260k"
 TASK = Task(name="toy", query_length=12, start_text=None, response_length=6, truncate_text=None, truncate_after=0)
-PROMPTS = ["Once upon a time", "Lily", "The big dog ran", "Tom was sad. He", "She said", "A cat and a dog", "They",
-           "One day, a bird"]  # fmt: skip
 TEXTS = [" and ran away", " sat on it", " is big", " was very happy to see the bird"]
 REWARD = """
 def length(prompts, completions, **columns):

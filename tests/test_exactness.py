@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as L
 import torch
+from tiny import PROMPTS, REWARD, STORIES, write
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
@@ -22,19 +23,9 @@ from lightning_rlhf.sft import SFTModule
 from lightning_rlhf.stage import StageCheckpoint
 from lightning_rlhf.tasks import Task
 
-STORIES = "stories260k"
 FIXED = Task(name="toy", query_length=12, start_text=None, response_length=6, truncate_text=" a", truncate_after=1)
 EOS = Task(name="toy", query_length=12, start_text=None, response_length=6, truncate_text=None, truncate_after=0)
-PROMPTS = ["Once upon a time", "Lily", "The big dog ran", "Tom was sad. He", "She said", "A cat and a dog", "They",
-           "One day, a bird"]  # fmt: skip
 TEXTS = [" and ran away", " sat on it", " is", " was very happy to see the big bird that sang"]
-REWARD = "def spaces(prompts, completions, **columns):\n    return [c.count(' ') - 0.1 * len(c) for c in completions]\n"
-
-
-def write(path: Path, records: list[dict[str, Any]]) -> str:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
-    return str(path)
 
 
 class Gradients(L.Callback):

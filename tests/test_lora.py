@@ -13,6 +13,7 @@ import pytorch_lightning as L
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
+from tiny import PROMPTS, REWARD, STORIES, TASK, Rows, trainer_of, write
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -31,28 +32,10 @@ from lightning_rlhf.ppo import PPOModule, Rollout
 from lightning_rlhf.reward import RewardModule
 from lightning_rlhf.sft import SFTModule
 from lightning_rlhf.stage import StageCheckpoint, StageModule
-from lightning_rlhf.tasks import Task, UsageError
+from lightning_rlhf.tasks import UsageError
 
-TASK = Task(name="toy", query_length=12, start_text=None, response_length=6, truncate_text=" a", truncate_after=1)
-PROMPTS = ["Once upon a time", "Lily", "The big dog ran", "Tom was sad. He", "She said", "A cat and a dog", "They",
-           "One day, a bird"]  # fmt: skip
 TEXTS = [" and ran away", " sat on it", " is big", " was very happy to see"]
-STORIES = "stories260k"
-REWARD = "def spaces(prompts, completions, **columns):\n    return [c.count(' ') - 0.1 * len(c) for c in completions]\n"
 FAMILIES = ["gpt2", "llama"]
-
-
-def write(path: Path, records: list[dict[str, Any]]) -> str:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
-    return str(path)
-
-
-def trainer_of(*callbacks: L.Callback) -> L.Trainer:
-    return L.Trainer(
-        max_epochs=1, accelerator="cpu", devices=1, precision="32-true", logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, callbacks=list(callbacks),
-    )  # fmt: skip
 
 
 def made_ppo(folder: Path, iterations: int = 2, **options: Any) -> tuple[PPOModule, PromptData]:
@@ -180,14 +163,6 @@ def spied(module: PPOModule) -> list[tuple[PromptBatch, Rollout]]:
 
     module.rollout = rollout  # type: ignore[method-assign]
     return kept
-
-
-class Rows(L.Callback):
-    def __init__(self) -> None:
-        self.rows: list[dict[str, float]] = []
-
-    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
-        self.rows.append({k: float(v) for k, v in trainer.callback_metrics.items()})
 
 
 def test_the_reference_is_the_policy_with_its_adapters_off(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,26 +9,23 @@ from typing import Any
 import pytest
 import pytorch_lightning as L
 import torch
+from tiny import PROMPTS, STORIES, TASK, Rows, trainer_of, write
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from lightning_rlhf import ppo_setup
+from lightning_rlhf import estimate, ppo_setup
 from lightning_rlhf.data import PreferenceData, PromptBatch, PromptData, SFTData
 from lightning_rlhf.lora import LoRA, MergedLinear, add_lora, lora_layers
-from lightning_rlhf.memory import SharedWeights, blocks_of, checkpointed, storage_bytes
+from lightning_rlhf.memory import SharedWeights, blocks_of, checkpointed
 from lightning_rlhf.models import ScalarModel, SplitTrunk, hidden_states, load_lm, load_tokenizer, pad_batch, save_reward
 from lightning_rlhf.optim import AdamTF
 from lightning_rlhf.ppo import PPOModule, Rollout
 from lightning_rlhf.reward import RewardModule
 from lightning_rlhf.scoring import LearnedReward
 from lightning_rlhf.sft import SFTModule
-from lightning_rlhf.tasks import Task, UsageError
+from lightning_rlhf.tasks import UsageError
 
-TASK = Task(name="toy", query_length=12, start_text=None, response_length=6, truncate_text=" a", truncate_after=1)
-PROMPTS = ["Once upon a time", "Lily", "The big dog ran", "Tom was sad. He", "She said", "A cat and a dog", "They",
-           "One day, a bird"]  # fmt: skip
 TEXTS = [" and ran away", " sat on it", " is big", " was very happy to see"]
-STORIES = "stories260k"
 ROWS = [[1, 300, 301, 302], [1, 290], [1, 310, 311, 312, 313, 314, 315]]
 
 
@@ -76,19 +72,6 @@ def with_other_tops(model: Any) -> None:
                 p.add_(0.05 * torch.randn_like(p))
 
 
-def write(path: Path, records: list[dict[str, Any]]) -> str:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
-    return str(path)
-
-
-def trainer_of(*callbacks: L.Callback) -> L.Trainer:
-    return L.Trainer(
-        max_epochs=1, accelerator="cpu", devices=1, precision="32-true", logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, callbacks=list(callbacks),
-    )  # fmt: skip
-
-
 def made(folder: Path, iterations: int = 2, **options: Any) -> tuple[PPOModule, PromptData]:
     given: dict[str, Any] = dict(policy=STORIES, num_ppo_epochs=2, optimizer=lambda p: AdamTF(p, lr=1e-3), task=TASK)
     given |= dict(output=str(folder / "policy"), allow_unguarded=True, allow_other_task=True, reward="known:sentiment")
@@ -96,14 +79,6 @@ def made(folder: Path, iterations: int = 2, **options: Any) -> tuple[PPOModule, 
     data = PromptData(write(folder / "prompts.jsonl", [{"prompt": p} for p in PROMPTS]), given["policy"], TASK, 8, 8 * iterations)
     assert module.check(data, trainer_of(), False) == []
     return module, data
-
-
-class Rows(L.Callback):
-    def __init__(self) -> None:
-        self.rows: list[dict[str, float]] = []
-
-    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
-        self.rows.append({k: float(v) for k, v in trainer.callback_metrics.items()})
 
 
 def run(folder: Path, **options: Any) -> tuple[PPOModule, list[Rollout], list[dict[str, float]]]:
@@ -123,6 +98,11 @@ def run(folder: Path, **options: Any) -> tuple[PPOModule, list[Rollout], list[di
 
 def size(parameters: Any) -> int:
     return sum(p.numel() * p.element_size() for p in parameters)
+
+
+def storage_bytes(models: list[nn.Module]) -> int:
+    """Of all their parameters, each storage once."""
+    return estimate.storage_bytes(p for model in models for p in model.parameters())
 
 
 def networks(module: PPOModule) -> list[nn.Module]:

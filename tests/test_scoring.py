@@ -381,6 +381,10 @@ def test_learned_reward_scores_texts_as_tokens(tiny_run: Path) -> None:
     whole = reward(prompts=prompts, completions=texts)
     reward.batch_size = 5
     assert reward(prompts=prompts, completions=texts) == pytest.approx(whole, abs=1e-5)
+    apart = [i for first in range(4) for i in range(first, len(texts), 4)]  # no two responses to a prompt after one another
+    alone = reward(prompts=[prompts[i] for i in apart], completions=[texts[i] for i in apart])
+    assert alone == pytest.approx([whole[i] for i in apart], abs=1e-5)
+    assert reward(prompts=[], completions=[]) == []
     bos = reward.tokenizer.bos_token_id
     joined = [bos, *reward.tokenizer.encode(str(prompts[0]) + str(texts[0]), add_special_tokens=False)]
     assert float(reward.score_tokens([joined])) == pytest.approx(whole[0], abs=1e-5)

@@ -11,6 +11,7 @@ import pytest
 import pytorch_lightning as L
 import torch
 from pytorch_lightning.plugins.precision import MixedPrecision
+from tiny import PROMPTS, TASK
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
@@ -20,11 +21,8 @@ from lightning_rlhf.optim import AdamTF
 from lightning_rlhf.ppo import PPOModule, Rollout
 from lightning_rlhf.reward import RewardModule
 from lightning_rlhf.sft import SFTModule
-from lightning_rlhf.tasks import Task, UsageError
+from lightning_rlhf.tasks import UsageError
 
-TASK = Task(name="toy", query_length=12, start_text=None, response_length=6, truncate_text=" a", truncate_after=1)
-PROMPTS = ["Once upon a time", "Lily", "The big dog ran", "Tom was sad. He", "She said", "A cat and a dog", "They",
-           "One day, a bird"]  # fmt: skip
 REWARD = '''
 def length(prompts, completions, **columns):
     """Short words are good, and what the prompt was counts too."""

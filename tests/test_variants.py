@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as L
 import torch
+from tiny import PROMPTS
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.text import CharErrorRate
@@ -26,8 +27,6 @@ from lightning_rlhf.validation import beats
 
 FIXED = Task(name="toy", query_length=12, start_text=None, response_length=6, truncate_text=" a", truncate_after=1)
 EOS = Task(name="toy", query_length=12, start_text=None, response_length=6, truncate_text=None, truncate_after=0, penalty=-1.0)
-PROMPTS = ["Once upon a time", "Lily", "The big dog ran", "Tom was sad. He", "She said", "A cat and a dog", "They",
-           "One day, a bird"]  # fmt: skip
 REWARD = '''
 def length(prompts, completions, **columns):
     return [c.count(" ") - 0.1 * len(c) + 0.01 * len(p) for p, c in zip(prompts, completions, strict=True)]

@@ -99,7 +99,9 @@ class RLHFCLI(LightningCLI):
         config = yaml.safe_load(self._parser(self.config.subcommand).dump(subcommand, skip_validation=True))
         self.model.record_options(config, self.datamodule.files)
         given = config["model"]["init_args"]
-        problems = guard_problems(given.get("guard_comparisons"), given.get("guard_pairs"))
+        reward = given.get("reward")
+        directory = reward if isinstance(reward, str) and Path(reward).is_dir() else None
+        problems = guard_problems(given.get("guard_comparisons"), given.get("guard_pairs"), directory)
         asked, got = str(config["trainer"]["precision"]), str(self.trainer.precision)
         if asked in ("16-mixed", "16") and got not in ("16-mixed", "16"):  # Lightning changes it with no more than a warning
             problems.append(f"trainer.precision: found {asked}, which is not to be had on this device; {got} is, or 32-true")

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import glob
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import pytorch_lightning as L
 import torch
 from torch import Tensor
 
+from .chat import first_in_messages, need_template, rendered
 from .files import is_there
 from .models import bos_ids, decode, encode, encode_continuation, load_tokenizer, pad_batch
-from .records import Comparison, DataError, Demonstration, read_comparisons, read_demonstrations, read_prompts
+from .records import Comparison, DataError, Demonstration, Prompt, read_comparisons, read_demonstrations, read_prompts
 from .tasks import Task, TaskTokens, task_tokens
 
 __all__ = ["Comparison", "DataError", "PreferenceData", "PromptData", "SFTData", "read_comparisons"]
@@ -157,11 +158,12 @@ class StageData(L.LightningDataModule):
     def __init__(self, tokenizer: str, task: Task, batch_size: int, seed: int) -> None:
         super().__init__()
         self.tokenizer_name, self.task, self.batch_size, self.seed = tokenizer, task, batch_size, seed
-        self.read_done = False
+        self.read_done, self.records = False, {}
         self.train_loader: BatchLoader | None = None
         self.resume_at: dict[str, int] | None = None
 
     files: dict[str, str | None]
+    records: dict[str, list[tuple[str, Any]]]  # of each split, once read: where it is from, and the record
     items: dict[str, Any]  # `train` and `val`, once `setup` has run
     even_val = False  # whether validation is as many batches on each rank, where all must make as many forward passes
 
@@ -176,9 +178,17 @@ class StageData(L.LightningDataModule):
         if not problems:
             try:
                 self.read()
+                self.check_template()
             except DataError as error:
                 problems.append(str(error))
         return problems
+
+    def check_template(self) -> None:
+        """Raise DataError where a record is in messages and the tokenizer has no chat template."""
+        for where, record in (row for rows in self.records.values() for row in rows):
+            if field := first_in_messages(record):
+                need_template(load_tokenizer(self.tokenizer_name), f"{where}: field {field!r}")
+                return
 
     def read(self) -> None:
         """Read the records into memory; raises DataError."""
@@ -193,7 +203,7 @@ class StageData(L.LightningDataModule):
 
     def query_ids(self, text: Any, where: str) -> list[int]:
         """A record's prompt as token ids, at most `query_length` of them. Raises DataError where it is longer."""
-        ids = encode(self.tokenizer, plain(text, f"{where}: field 'prompt'"))
+        ids = encode(self.tokenizer, text)
         if len(ids) > self.task.query_length:
             most = self.task.query_length
             raise DataError(f"{where}: field 'prompt': found {len(ids)} tokens, expected at most task.query_length = {most}")
@@ -259,11 +269,9 @@ class StageData(L.LightningDataModule):
             self.train_loader.load_state_dict(self.resume_at)
 
 
-def plain(text: Any, where: str) -> str | list[int]:
-    """A text or token ids as they are. Raises DataError for messages, which no stage can use yet."""
-    if isinstance(text, list) and text and isinstance(text[0], dict):
-        raise DataError(f"{where}: found messages, expected a text or token ids; render them with the chat template first")
-    return text
+def numbered(path: str | None, read: Callable[[str], Iterable[Any]]) -> list[tuple[str, Any]]:
+    """A file's records, and where each is from; none without a file."""
+    return [(f"{path}: record {i}", record) for i, record in enumerate(read(path), 1)] if path else []
 
 
 def policy_prompt(query: list[int], resolved: TaskTokens) -> list[int]:
@@ -291,28 +299,21 @@ class SFTData(StageData):
 
     def read(self) -> None:
         """Read both files."""
-        if self.read_done:
-            return
-        self.records = {k: list(read_demonstrations(p)) if p else [] for k, p in self.files.items()}
-        for split, records in self.records.items():
-            for i, record in enumerate(records, 1):
-                for field in ("prompt", "completion"):
-                    plain(getattr(record, field), f"{self.files[split]}: record {i}: field {field!r}")
-        self.read_done = True
+        if not self.read_done:
+            self.records = {split: numbered(path, read_demonstrations) for split, path in self.files.items()}
+            self.read_done = True
 
     def setup(self, stage: str | None = None) -> None:
         """Tokenise."""
         self.read()
         self.prepare_tokens()
-        self.items = {
-            split: [self.item(r, f"{self.files[split]}: record {i}") for i, r in enumerate(records, 1)]
-            for split, records in self.records.items()
-        }
+        self.items = {split: [self.item(r, where) for where, r in records] for split, records in self.records.items()}
 
     def item(self, record: Demonstration, where: str) -> tuple[list[int], list[int]]:
         """A record → (prompt ids as the policy sees them, response ids)."""
+        record = rendered(record, self.tokenizer, where)
         query = self.query_ids(record.prompt, where)
-        return policy_prompt(query, self.resolved), encode_continuation(self.tokenizer, plain(record.completion, where))
+        return policy_prompt(query, self.resolved), encode_continuation(self.tokenizer, record.completion)  # type: ignore[arg-type]
 
     def weight(self, item: tuple[list[int], list[int]]) -> int:
         """Tokens that are predicted: the response's, but a first one without anything before it."""
@@ -377,12 +378,11 @@ class PreferenceData(StageData):
         """Read every file and check what the loss of each label needs."""
         if self.read_done:
             return
-        self.records: dict[str, list[tuple[str, Comparison]]] = {}  # where it is from, and the record
         for split, paths in self.paths.items():
-            rows = ((f"{path}: record {i}", r) for path in paths for i, r in enumerate(read_comparisons(path), 1))
-            self.records[split] = [(where, checked(record, where)) for where, record in rows]
-        references = self.files["references"]
-        self.references = list(read_demonstrations(references)) if references else []
+            self.records[split] = [row for path in paths for row in numbered(path, read_comparisons)]
+        for where, record in (row for rows in self.records.values() for row in rows):
+            checked(record, where)
+        self.references = numbered(self.files["references"], read_demonstrations)
         self.read_done = True
 
     def setup(self, stage: str | None = None) -> None:
@@ -393,15 +393,17 @@ class PreferenceData(StageData):
 
     def item(self, record: Comparison, where: str) -> Judged:
         """A record → its ids and its label."""
+        record = rendered(record, self.tokenizer, where)
         query = bos_ids(self.tokenizer) + self.query_ids(record.prompt, where)
-        responses = [encode_continuation(self.tokenizer, plain(r, where)) for r in record.responses]
+        responses = [encode_continuation(self.tokenizer, r) for r in record.responses]  # type: ignore[arg-type]
         return Judged(query, responses, record.best, record.ranks, record.ratings, record.margin)
 
     def reference_rows(self) -> list[list[int]]:
         """Query and text of each reference, as token ids with BOS."""
         rows = []
-        for i, record in enumerate(self.references, 1):
-            query = bos_ids(self.tokenizer) + self.query_ids(record.prompt, f"{self.files['references']}: record {i}")
+        for where, found in self.references:
+            record = rendered(found, self.tokenizer, where)
+            query = bos_ids(self.tokenizer) + self.query_ids(record.prompt, where)
             rows.append(query + encode_continuation(self.tokenizer, record.completion))  # type: ignore[arg-type]
         return rows
 
@@ -432,10 +434,7 @@ class PreferenceData(StageData):
 
 
 def checked(record: Comparison, where: str) -> Comparison:
-    """A record whose label some loss can use, in texts or token ids. Raises DataError."""
-    plain(record.prompt, f"{where}: field 'prompt'")
-    for response in record.responses:
-        plain(response, f"{where}: field 'responses'")
+    """A record whose label some loss can use. Raises DataError."""
     if label_type(record) == "scalar_compare":
         if record.margin is None:
             raise DataError(f"{where}: found no label, expected one of best, ranks, ratings, margin")
@@ -490,17 +489,19 @@ class PromptData(StageData):
     def read(self) -> None:
         """Read the prompts."""
         if not self.read_done:
-            self.records = {k: list(read_prompts(p)) if p else [] for k, p in self.files.items()}
+            self.records = {split: numbered(path, read_prompts) for split, path in self.files.items()}
             self.read_done = True
 
     def setup(self, stage: str | None = None) -> None:
         """Tokenise."""
         self.read()
         self.prepare_tokens()
-        self.items = {
-            split: [(r, self.query_ids(r.prompt, f"{self.files[split]}: record {i}")) for i, r in enumerate(records, 1)]
-            for split, records in self.records.items()
-        }
+        self.items = {split: [self.item(r, where) for where, r in records] for split, records in self.records.items()}
+
+    def item(self, record: Prompt, where: str) -> tuple[Prompt, list[int]]:
+        """A record, its messages as a text, and the query's ids."""
+        record = rendered(record, self.tokenizer, where)
+        return record, self.query_ids(record.prompt, where)
 
     def collate(self, rows: list[tuple[Any, list[int]]]) -> PromptBatch:
         """Items → batch."""

@@ -13,10 +13,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from .data import plain
+from .chat import rendered
 from .files import DataError, write_jsonl
 from .generation import sample, seed_for, truncate
-from .models import LM, decode, device_of, encode, find_lm, load_on_device, pad_batch, run_context
+from .models import LM, decode, device_of, encode, find_lm, load_on_device, load_tokenizer, pad_batch, run_context
 from .records import Prompt, read_prompts
 from .runinfo import RunInfo
 from .scoring import call_reward, load_callable
@@ -95,11 +95,13 @@ def label(
     find_lm(lm)
     limits = {"train": train, "val": val}
     splits = {s: list(read_prompts(file))[: limits[s]] for s, file in files.items()}
+    tokenizer = load_tokenizer(lm)
     for split, records in splits.items():
         for i, record in enumerate(records, 1):
-            plain(record.prompt, f"{files[split]}: record {i}: field 'prompt'")
+            where = f"{files[split]}: record {i}"
+            records[i - 1] = rendered(record, tokenizer, where)
             if "reference" in getattr(reward, "needs", ()) and record.reference is None:
-                raise DataError(f"{files[split]}: record {i}: field 'reference': not there, expected one, for {labeler}")
+                raise DataError(f"{where}: field 'reference': not there, expected one, for {labeler}")
     config = dict(lm=lm, task=vars(task), labeler=labeler, num_samples=num_samples, batch_size=batch_size, precision=precision)
     info = RunInfo("labels", seed, config, list(files.values()))
     policy = load_on_device(lm)

@@ -20,10 +20,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from .data import checked, plain
+from .chat import first_in_messages, need_template, rendered
+from .data import checked
 from .heldout import accuracy, decisions
 from .heldout import accuracy_interval as accuracy_interval
-from .models import bos_ids, decode, encode, encode_continuation, load_scalar, pad_batch, read_reward_info
+from .models import bos_ids, decode, encode, encode_continuation, load_scalar, load_tokenizer, pad_batch, read_reward_info
 from .records import Comparison, DataError, read_comparisons
 from .tasks import UsageError
 
@@ -211,20 +212,24 @@ def comparison_scores(reward: Callable[..., Any], comparisons: Sequence[Comparis
     """A reward's scores of the responses of each comparison.
 
     Args:
-        reward: A reward function. Only a learned one is given token ids as they are.
+        reward: A reward function. Only a learned one is given token ids as they are, and messages in its chat template.
         comparisons: Of any label type.
         tokenizer: Turns token ids into the texts that any other reward reads.
 
     Raises:
-        DataError: A comparison is in messages.
+        DataError: A comparison is in messages, which the reward cannot read.
         UsageError: One is in token ids, and there is no tokenizer.
     """
     prompts: list[Any] = []
     completions: list[Any] = []
     for i, comparison in enumerate(comparisons, 1):
         where = f"comparison {i}"
-        texts = [plain(text, where) for text in (comparison.prompt, *comparison.responses)]
+        if isinstance(reward, LearnedReward):
+            comparison = rendered(comparison, reward.tokenizer, where)
+        texts: list[Any] = [comparison.prompt, *comparison.responses]
         if not isinstance(reward, LearnedReward):
+            if first_in_messages(comparison):
+                raise DataError(f"{where}: found messages, and this reward reads texts; expected a text or token ids")
             texts = [as_text(text, where, tokenizer, continuation=j > 0) for j, text in enumerate(texts)]
         prompts += [texts[0]] * len(comparison.responses)
         completions += texts[1:]
@@ -249,7 +254,7 @@ def comparison_accuracy(
         accuracy, low, high (95 % Wilson), chance (mean of 1/N), n: comparisons.
 
     Raises:
-        DataError: A comparison is in messages.
+        DataError: A comparison is in messages, which the reward cannot read.
         UsageError: One is in token ids, and there is no tokenizer; or no label prefers any response.
     """
     usable = [i for i, c in enumerate(comparisons) if prefers(c)]
@@ -260,13 +265,26 @@ def comparison_accuracy(
     return accuracy([decisions(own, c.best, c.ranks, c.ratings, c.margin) for own, c in zip(given, judged, strict=True)])
 
 
-def guard_problems(comparisons: str | None, pairs: Sequence[dict[str, Any]] | None) -> list[str]:
-    """What is wrong with the guard's own material, in words, told without a model: the file and the fixed pairs."""
+def guard_problems(comparisons: str | None, pairs: Sequence[dict[str, Any]] | None, reward: str | None = None) -> list[str]:
+    """What is wrong with the guard's own material, in words, told without a model: the file and the fixed pairs.
+
+    Args:
+        comparisons, pairs: The options of the same names.
+        reward: The directory of the reward that is guarded; None: it reads texts alone.
+    """
     problems = []
     if comparisons is not None:
         try:
-            rows = enumerate(read_comparisons(comparisons), 1)
-            if not sum(prefers(checked(c, f"{comparisons}: record {i}")) for i, c in rows):  # every record is checked
+            usable, tokenizer = 0, None
+            for i, record in enumerate(read_comparisons(comparisons), 1):  # every record is checked
+                where = f"{comparisons}: record {i}"
+                usable += prefers(checked(record, where))
+                if tokenizer is None and (field := first_in_messages(record)):
+                    if reward is None:
+                        raise DataError(f"{where}: field {field!r}: found messages, and the reward reads texts; expected a text")
+                    tokenizer = load_tokenizer(reward)
+                    need_template(tokenizer, f"{where}: field {field!r}")
+            if not usable:
                 problems.append(f"model.guard_comparisons: {comparisons}: no comparison says which response is best")
         except DataError as error:
             problems.append(f"model.guard_comparisons: {error}")

@@ -236,25 +236,6 @@ def test_prompt_longer_than_the_query(kind: type, tmp_path: Path) -> None:
         data.setup()
 
 
-MESSAGES = [{"role": "user", "content": "Once"}]
-
-
-REPLY = [{"role": "assistant", "content": "upon"}]
-
-
-@pytest.mark.parametrize(
-    ("kind", "record"),
-    [
-        (SFTData, {"prompt": MESSAGES, "completion": REPLY}),
-        (PreferenceData, {"prompt": MESSAGES, "responses": [REPLY, [{**REPLY[0], "content": "a"}]], "best": 0}),
-        (PromptData, {"prompt": MESSAGES}),
-    ],
-)
-def test_messages_are_refused(kind: type, record: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"m\.jsonl: record 1: field 'prompt': found messages, expected a text or token ids"):
-        kind(write(tmp_path / "m.jsonl", record), LM, TASK).setup()
-
-
 def test_problems_are_words_without_a_tokenizer(tmp_path: Path) -> None:
     file = write(tmp_path / "p.jsonl", {"prompt": "a"})
     assert PromptData(file, "no/model", TASK, batch_size=1, total_episodes=1).check() == []

@@ -255,9 +255,9 @@ def test_messages_are_refused_before_a_model_is_loaded(
     rows = [{"prompt": "Hi", "responses": ["a", "b"], "best": 0}] * 600 + [{**MESSAGES, "best": 0}]
     file.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
     message = refused(ppo("--model.guard_comparisons", str(file)))
-    expected = f"{file}: record 601: field 'prompt': found messages, expected a text or token ids; render them"
+    expected = f"{file}: record 601: field 'prompt': found messages, and the tokenizer"
     assert f"model.guard_comparisons: {expected}" in message
-    with pytest.raises(DataError, match="comparison 1: found messages, expected a text or token ids"):
+    with pytest.raises(DataError, match="comparison 1: found messages, and this reward reads texts"):
         comparison_accuracy(by_text, [Comparison(**MESSAGES, best=0)])
 
 

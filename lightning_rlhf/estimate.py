@@ -395,9 +395,9 @@ class StageRun:
         width = lm.model.get_input_embeddings().weight.shape[1]
         return ScalarModel(lm.model.base_model, width, std=0.0), lm.tokenizer, {}
 
-    def _draw(self, probabilities: Tensor, generator: torch.Generator) -> Tensor:
+    def _draw(self, probabilities: Tensor, uniform: Tensor) -> Tensor:
         """The real one's memory, and a token that ends nothing."""
-        DRAW(probabilities, generator)
+        DRAW(probabilities, uniform)
         return torch.full((len(probabilities), 1), self.filler)
 
     def _sample(self, *args: Any, **kwargs: Any) -> Drawn:
@@ -407,7 +407,7 @@ class StageRun:
         options = given.arguments
         length, rows = options["length"], len(options["tokens"]) * options["num_samples"]
         token_bytes = rows * cache_bytes(options["model"].config, 2 if torch.is_autocast_enabled("cpu") else 4)
-        options["length"] = min(length, STEPS)
+        options["length"], options["stop"] = min(length, STEPS), ()
         with self.meter.during("rollout", cache=token_bytes * (length - options["length"])):
             self.cache_bytes = token_bytes * (options["tokens"].shape[1] + options["length"])
             drawn = SAMPLE(*given.args, **given.kwargs)

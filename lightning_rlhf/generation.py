@@ -23,8 +23,8 @@ def seed_for(seed: int, iteration: int, rank: int = 0) -> int:
     return (seed * 1_000_003 + iteration * 9_973 + rank) % (2**63 - 1)
 
 
-def draw(probabilities: Tensor, generator: torch.Generator) -> Tensor:
-    """One token a row: the first whose cumulative probability exceeds a uniform number; (B, V) → (B, 1) long.
+def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
+    """One token a row: the first whose cumulative probability exceeds a uniform number; (B, V), (B, 1) float64 → (B, 1) long.
 
     `torch.multinomial` draws V numbers a row, which on a CPU takes longer than the output embedding; one sum over V in
     float32 would lose tokens rarer than 6e-8. So first a block of tokens, then a token of the block, both in float64.
@@ -32,7 +32,7 @@ def draw(probabilities: Tensor, generator: torch.Generator) -> Tensor:
     rows, block = len(probabilities), 256
     blocks = F.pad(probabilities, (0, -probabilities.shape[1] % block)).view(rows, -1, block)
     ends = blocks.sum(-1).double().cumsum(-1)  # (B, V / 256)
-    uniform = torch.rand((rows, 1), generator=generator, dtype=torch.float64, device=ends.device) * ends[:, -1:]
+    uniform = uniform * ends[:, -1:]
     chosen = torch.searchsorted(ends, uniform, right=True).clamp_max(ends.shape[1] - 1)
     end = ends.gather(1, chosen)
     start = F.pad(ends, (1, 0)).gather(1, chosen)
@@ -45,9 +45,9 @@ def draw(probabilities: Tensor, generator: torch.Generator) -> Tensor:
 class Drawn(NamedTuple):
     """What `sample_with` saw on the way."""
 
-    tokens: Tensor  # (B n, R) long
-    logprobs: Tensor  # (B n, R) float32, of the tokens, by the sampler's own (cached) passes
-    inputs: Tensor | None  # (B, P + R, D): what the watched module was given
+    tokens: Tensor  # (B n, R) long; pad after a stop token
+    logprobs: Tensor  # (B n, R) float32, of the tokens, by the sampler's own (cached) passes; 0 after a stop token
+    inputs: Tensor | None  # (B, P + R, D): what the watched module was given; 0 after a stop token
 
 
 def sample(
@@ -89,57 +89,76 @@ def sample_with(
     seed: int,
     num_samples: int = 1,
     watch: nn.Module | None = None,
+    stop: Sequence[int] = (),
+    pad_id: int = 0,
 ) -> Drawn:
     """`sample`, with the log-probs of what was drawn, and what a block of the model was given at each place.
 
     Args:
         watch: A block of the model whose input is kept, so that blocks below it need not be run again; one response a prompt.
+        stop: Ids that end a response: what comes after one is not sampled, and rows that have ended leave the batch.
+        pad_id: Stands after a stop token.
     """
     if not bool(mask[:, -1].all()) or bool((mask[:, :-1] & ~mask[:, 1:]).any()):
         raise ValueError("sample: padding after a prompt's first token, expected left-padded prompts of at least one token")
     if watch is not None and num_samples > 1:
         raise ValueError(f"sample_with: found num_samples {num_samples} with a watched block, expected 1")
-    inputs: list[Tensor] = []
-    hook = watch.register_forward_pre_hook(lambda _, given: inputs.append(given[0])) if watch is not None else None
+    rows, width = len(tokens) * num_samples, tokens.shape[1]
+    there = torch.arange(rows, device=tokens.device)  # the rows that the batch still has
+    seen: list[tuple[Tensor, Tensor]] = []  # rows, and what the watched block was given of them
+    hook = watch.register_forward_pre_hook(lambda _, given: seen.append((there, given[0]))) if watch is not None else None
+    generator = torch.Generator(device=tokens.device).manual_seed(seed)
+    stops = torch.tensor(list(stop), dtype=torch.long, device=tokens.device)
+    sampled = tokens.new_full((rows, length), pad_id)
+    logprobs = torch.zeros((rows, length), device=tokens.device)
     try:
-        found, logprobs = _sample(model, tokens, mask, length, temperature, seed, num_samples, last=watch is not None)
+        positions = position_ids(mask)
+        out = model(input_ids=tokens, attention_mask=mask.long(), position_ids=positions, use_cache=True, logits_to_keep=1)
+        cache, logits = out.past_key_values, out.logits[:, -1]
+        following = positions[:, -1:] + 1
+        if num_samples > 1:
+            cache.batch_repeat_interleave(num_samples)
+            logits, mask, following = (x.repeat_interleave(num_samples, 0) for x in (logits, mask, following))
+        live = torch.ones_like(there, dtype=torch.bool)  # rows of the batch that have not ended
+        for step in range(length):
+            uniform = torch.rand((rows, 1), generator=generator, dtype=torch.float64, device=tokens.device)
+            probabilities = torch.softmax(logits.float() / temperature, dim=-1)
+            token = draw(probabilities, uniform[there])  # (rows of the batch, 1)
+            sampled[there, step] = torch.where(live, token.squeeze(1), pad_id)
+            logprobs[there, step] = torch.where(live, probabilities.gather(1, token).squeeze(1).log(), 0.0)
+            after = live & ~torch.isin(token.squeeze(1), stops)
+            needed = after if watch is None else live  # a watched block sees the stop token too
+            if (step + 1 == length and watch is None) or (stop and not bool(needed.any())):
+                break
+            live = after
+            if stop and 8 * int((~needed).sum()) >= len(needed):  # copying the cache for fewer does not pay
+                left = needed.nonzero().squeeze(1)
+                there, live, token, mask, following = (x[left] for x in (there, live, token, mask, following))
+                cache.batch_select_indices(left)
+            mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
+            out = model(
+                input_ids=token,
+                attention_mask=mask.long(),
+                position_ids=following + step,
+                past_key_values=cache,
+                use_cache=True,
+            )
+            logits = out.logits[:, -1]
     finally:
         if hook is not None:
             hook.remove()
-    return Drawn(found, logprobs, torch.cat(inputs, 1) if inputs else None)
+    return Drawn(sampled, logprobs, _assembled(seen, rows, width + length) if seen else None)
 
 
-def _sample(
-    model: Any, tokens: Tensor, mask: Tensor, length: int, temperature: float, seed: int, num_samples: int, last: bool
-) -> tuple[Tensor, Tensor]:
-    """Tokens and their log-probs, (B n, R) each; `last`: run the model on the last token too."""
-    generator = torch.Generator(device=tokens.device).manual_seed(seed)
-    positions = position_ids(mask)
-    out = model(input_ids=tokens, attention_mask=mask.long(), position_ids=positions, use_cache=True, logits_to_keep=1)
-    cache, logits = out.past_key_values, out.logits[:, -1]
-    following = positions[:, -1:] + 1
-    if num_samples > 1:
-        cache.batch_repeat_interleave(num_samples)
-        logits, mask, following = (x.repeat_interleave(num_samples, 0) for x in (logits, mask, following))
-    one = torch.ones((mask.shape[0], 1), dtype=torch.bool, device=mask.device)
-    sampled, logprobs = [], []
-    for step in range(length):
-        probabilities = torch.softmax(logits.float() / temperature, dim=-1)
-        token = draw(probabilities, generator)  # (B n, 1)
-        sampled.append(token)
-        logprobs.append(probabilities.gather(1, token).log())
-        if step + 1 == length and not last:
-            break
-        mask = torch.cat([mask, one], 1)
-        out = model(
-            input_ids=token,
-            attention_mask=mask.long(),
-            position_ids=following + step,
-            past_key_values=cache,
-            use_cache=True,
-        )
-        logits = out.logits[:, -1]
-    return torch.cat(sampled, 1), torch.cat(logprobs, 1)
+def _assembled(seen: list[tuple[Tensor, Tensor]], rows: int, width: int) -> Tensor:
+    """(B, width, D) of parts of some rows each, side by side; 0 where there is none."""
+    if all(len(there) == rows for there, _ in seen) and sum(part.shape[1] for _, part in seen) == width:
+        return torch.cat([part for _, part in seen], 1)
+    whole, at = seen[0][1].new_zeros((rows, width, seen[0][1].shape[2])), 0
+    for there, part in seen:
+        whole[there, at : at + part.shape[1]] = part
+        at += part.shape[1]
+    return whole
 
 
 class Sampled(NamedTuple):
@@ -171,17 +190,14 @@ def sample_until(
     Raises:
         ValueError: No stop token; or as `sample`.
     """
-    return until(sample(model, tokens, mask, length, temperature, seed, num_samples), stop, pad_id)
+    if not stop:
+        raise ValueError("sample_until: found no stop token, expected at least one")
+    drawn = sample_with(model, tokens, mask, length, temperature, seed, num_samples, stop=stop, pad_id=pad_id)
+    return until(drawn.tokens, stop, pad_id)
 
 
 def until(drawn: Tensor, stop: Sequence[int], pad_id: int) -> Sampled:
-    """Responses (B, R) up to and with their first stop token.
-
-    Raises:
-        ValueError: No stop token.
-    """
-    if not stop:
-        raise ValueError("sample_until: found no stop token, expected at least one")
+    """Responses (B, R) up to and with their first stop token."""
     ends = torch.isin(drawn, torch.tensor(list(stop), device=drawn.device))
     real = ends.long().cumsum(1) - ends.long() == 0  # no stop token before this place
     return Sampled(torch.where(real, drawn, pad_id), real, ends.any(1))

@@ -184,8 +184,11 @@ class PPOModule(PPOSetup):
         chosen = seed_for(self.seed, self.updates, self.global_rank) if seed is None else seed
         length, temperature = self.task.response_length, self.task.temperature
         watched = self.split.first if self.split and not torch.is_autocast_enabled(self.device.type) else None
+        ends = self.stop if self.mode == "eos" and not self.sharded else ()  # sharded: as many passes on every rank
         with gathered(self.policy):
-            drawn = sample_with(self.policy, batch.tokens, batch.mask, length, temperature, chosen, watch=watched)
+            drawn = sample_with(
+                self.policy, batch.tokens, batch.mask, length, temperature, chosen, watch=watched, stop=ends, pad_id=self.pad_id
+            )
         responses, real = drawn.tokens, torch.ones_like(drawn.tokens, dtype=torch.bool)
         if self.mode == "eos":
             responses, real, _ = until(responses, self.stop, self.pad_id)

@@ -118,18 +118,22 @@ def test_several_samples_of_a_prompt_are_adjacent(lm: LM, length: int) -> None:
     assert found.tolist() == plain_sample(lm, repeated, length, 0.8, seed=5)
 
 
+def drawn_with(probabilities: Tensor, generator: torch.Generator) -> Tensor:
+    return draw(probabilities, torch.rand((len(probabilities), 1), generator=generator, dtype=torch.float64))
+
+
 def test_draw_by_hand() -> None:
     # only token 1 can be drawn in row 0; in row 1 token 2 starts 1e-9 before the end, which float32 sums would lose
     probabilities = torch.tensor([[0.0, 1.0, 0.0], [0.5, 0.5, 1e-9]])
     generator = torch.Generator().manual_seed(0)
-    drawn = torch.cat([draw(probabilities, generator) for _ in range(200)], 1)
+    drawn = torch.cat([drawn_with(probabilities, generator) for _ in range(200)], 1)
     assert drawn.shape == (2, 200)
     assert drawn[0].tolist() == [1] * 200
     assert set(drawn[1].tolist()) == {0, 1}
     rare = torch.full((1, 1000), 0.5e-9)
     rare[0, 0] = 1.0  # the other 999 share 5e-7 of the mass: 20,000 rows would see one of them once in a hundred
     rare[0, 1] = 1e-3
-    found = draw(rare.expand(20_000, -1).contiguous(), generator)
+    found = drawn_with(rare.expand(20_000, -1).contiguous(), generator)
     assert found[found > 1].numel() <= 3
     assert 5 <= int((found == 1).sum()) <= 45  # 20 expected, standard deviation 4.5
 
@@ -137,7 +141,7 @@ def test_draw_by_hand() -> None:
 def test_draw_follows_the_probabilities() -> None:
     weights = torch.rand((1, 50), generator=torch.Generator().manual_seed(1)) ** 4
     weights[0, ::5] = 0.0
-    found = draw((weights / weights.sum()).expand(20_000, -1).contiguous(), torch.Generator().manual_seed(2)).flatten()
+    found = drawn_with((weights / weights.sum()).expand(20_000, -1).contiguous(), torch.Generator().manual_seed(2)).flatten()
     counts = torch.bincount(found, minlength=50).double()
     assert counts[::5].sum() == 0
     expected = (weights[0].double() / weights.double().sum()) * len(found)
@@ -198,6 +202,41 @@ def test_sampling_until_a_stop_token_is_the_plain_loop_cut_there(lm: LM, num_sam
         assert found.mask.sum(1).tolist()[1 if num_samples == 1 else 0] in (1, 3)
         assert (found.tokens.dtype, found.mask.dtype, found.stopped.dtype) == (torch.long, torch.bool, torch.bool)
     assert False in found.stopped.tolist() and True in found.stopped.tolist()
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_rows_that_have_ended_leave_the_batch(watched: bool) -> None:
+    """The rest draw what they would have drawn; the passes get fewer rows, and end with the last of them."""
+    whole = load_lm("stories260k")
+    split = SplitTrunk(whole.model, 2)
+    rows = prompts(whole) * 3
+    tokens, mask = pad_batch(rows, whole.pad_id)
+    plain = sample_with(whole.model, tokens, mask, 30, 1.3, 3, watch=split.first)
+    places = torch.arange(30)
+    stop = [int(t) for t in plain.tokens[:, 2:26:3].flatten().unique()]  # many: each row has one early
+    first = torch.isin(plain.tokens, torch.tensor(stop)).long().argmax(1, keepdim=True)
+    real = places <= first
+    assert bool(torch.isin(plain.tokens, torch.tensor(stop)).any(1).all())
+    assert int(first.max()) < 25 and len(first.unique()) > 2
+    fed: list[int] = []
+    hook = whole.model.register_forward_pre_hook(lambda _, args, given: fed.append(len(given["input_ids"])), with_kwargs=True)
+    options = dict(watch=split.first) if watched else {}
+    found = sample_with(whole.model, tokens, mask, 30, 1.3, 3, stop=stop, pad_id=511, **options)
+    hook.remove()
+    assert torch.equal(found.tokens, torch.where(real, plain.tokens, 511))
+    torch.testing.assert_close(found.logprobs, torch.where(real, plain.logprobs, 0.0), rtol=1e-4, atol=1e-4)
+    # one pass for the prompts, then one a token that is not its row's last; a watched block sees that one too
+    ended = (first.flatten() + watched).tolist()
+    expected = [12, *(sum(e > i for e in ended) for i in range(max(ended)))]
+    assert len(fed) == len(expected)
+    assert all(n <= f < n * 8 / 7 + 1 for f, n in zip(fed, expected, strict=True))
+    assert sum(fed) < 12 * 31 / 2
+    if watched:
+        assert found.inputs is not None and plain.inputs is not None
+        both = torch.cat([mask, real], 1)
+        assert found.inputs.shape == plain.inputs.shape
+        torch.testing.assert_close(found.inputs[both], plain.inputs[both], rtol=1e-4, atol=1e-4)
+        assert bool(torch.isfinite(found.inputs).all())
 
 
 def test_sampling_until_needs_a_stop_token(lm: LM) -> None:

@@ -599,8 +599,7 @@ def bound(module: StageModule, data: StageData) -> int:
 def _longest(data: StageData) -> int:
     """Characters (or ids) of the longest response in the records that were read."""
     longest = 0
-    for record in getattr(data, "records", {}).get("train", []):
-        record = record[1] if isinstance(record, tuple) else record
+    for _, record in data.records.get("train", []):
         texts = getattr(record, "responses", None) or [getattr(record, "completion", "")]
         longest = max(longest, *(len(t) for t in texts))
     return longest

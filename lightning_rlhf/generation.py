@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .decode import steps_of
 from .models import position_ids
 
 
@@ -106,7 +107,8 @@ def sample_with(
     rows, width = len(tokens) * num_samples, tokens.shape[1]
     there = torch.arange(rows, device=tokens.device)  # the rows that the batch still has
     seen: list[tuple[Tensor, Tensor]] = []  # rows, and what the watched block was given of them
-    hook = watch.register_forward_pre_hook(lambda _, given: seen.append((there, given[0]))) if watch is not None else None
+    keep = lambda given: seen.append((there, given))  # noqa: E731
+    hook = watch.register_forward_pre_hook(lambda _, given: keep(given[0])) if watch is not None else None
     generator = torch.Generator(device=tokens.device).manual_seed(seed)
     stops = torch.tensor(list(stop), dtype=torch.long, device=tokens.device)
     sampled = tokens.new_full((rows, length), pad_id)
@@ -119,6 +121,7 @@ def sample_with(
         if num_samples > 1:
             cache.batch_repeat_interleave(num_samples)
             logits, mask, following = (x.repeat_interleave(num_samples, 0) for x in (logits, mask, following))
+        steps = steps_of(model, cache, mask, following, length, watch, keep)
         live = torch.ones_like(there, dtype=torch.bool)  # rows of the batch that have not ended
         for step in range(length):
             uniform = torch.rand((rows, 1), generator=generator, dtype=torch.float64, device=tokens.device)
@@ -133,17 +136,9 @@ def sample_with(
             live = after
             if stop and 8 * int((~needed).sum()) >= len(needed):  # copying the cache for fewer does not pay
                 left = needed.nonzero().squeeze(1)
-                there, live, token, mask, following = (x[left] for x in (there, live, token, mask, following))
-                cache.batch_select_indices(left)
-            mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
-            out = model(
-                input_ids=token,
-                attention_mask=mask.long(),
-                position_ids=following + step,
-                past_key_values=cache,
-                use_cache=True,
-            )
-            logits = out.logits[:, -1]
+                there, live, token = there[left], live[left], token[left]
+                steps.select(left)
+            logits = steps.step(token)
     finally:
         if hook is not None:
             hook.remove()

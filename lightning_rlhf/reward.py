@@ -237,7 +237,7 @@ class RewardModule(StageModule):
                 f"model.normalise, data.references: found {self.normalise_by} and {references}; expected reference_summaries "
                 "and a file of demonstrations, or neither"
             )
-        records = [r for _, r in getattr(data, "records", {}).get("train", [])]
+        records = [r for _, r in data.records.get("train", [])]
         if self.margin and records and all(r.best is None or r.margin is None for r in records):
             problems.append("model.margin: found true, and no pair of data.train with a margin")
         if self.normalise_by == "reference_policy":

@@ -219,7 +219,7 @@ def test_rows_that_have_ended_leave_the_batch(watched: bool) -> None:
     assert bool(torch.isin(plain.tokens, torch.tensor(stop)).any(1).all())
     assert int(first.max()) < 25 and len(first.unique()) > 2
     fed: list[int] = []
-    hook = whole.model.register_forward_pre_hook(lambda _, args, given: fed.append(len(given["input_ids"])), with_kwargs=True)
+    hook = whole.model.get_input_embeddings().register_forward_pre_hook(lambda _, given: fed.append(len(given[0])))
     options = dict(watch=split.first) if watched else {}
     found = sample_with(whole.model, tokens, mask, 30, 1.3, 3, stop=stop, pad_id=511, **options)
     hook.remove()

@@ -1,0 +1,107 @@
+"""A Llama's own steps give the model's own logits, padded or not, with adapters, and after rows have left."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tiny import STORIES
+from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from lightning_rlhf.decode import Forward, LlamaSteps, Steps, steps_of
+from lightning_rlhf.lora import LoRA, add_lora, lora_layers
+from lightning_rlhf.models import load_lm, pad_batch, position_ids
+
+ROWS = [[1, 300, 301, 302], [1, 290], [1, 310, 311, 312, 313, 314, 315], [1]]
+TOKENS = torch.randint(3, 500, (6, 4, 1), generator=torch.Generator().manual_seed(0))  # of six steps
+
+
+def read(model: Any, rows: list[list[int]], forward: bool) -> Steps:
+    """The steps after these prompts."""
+    tokens, mask = pad_batch(rows, 0, "left")
+    places = position_ids(mask)
+    with torch.no_grad():
+        out = model(input_ids=tokens, attention_mask=mask.long(), position_ids=places, use_cache=True)
+    following = places[:, -1:] + 1
+    if forward:
+        return Forward(model, out.past_key_values, mask, following)
+    return steps_of(model, out.past_key_values, mask, following, len(TOKENS), None, None)
+
+
+def llama(kind: str) -> Any:
+    """The embedded model (grouped heads), with adapters, or one with biases, a head a key and scaled rotations."""
+    torch.manual_seed(0)
+    if kind == "biased":
+        rotary = dict(rope_type="llama3", factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, rope_theta=10_000.0,
+                      original_max_position_embeddings=16)  # fmt: skip
+        config = LlamaConfig(
+            vocab_size=512, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, attention_bias=True,
+            mlp_bias=True, rope_parameters=rotary, tie_word_embeddings=False,
+        )  # fmt: skip
+        model = LlamaForCausalLM(config).eval()
+        for p in model.parameters():
+            torch.nn.init.normal_(p, std=0.3)
+        return model
+    model = load_lm(STORIES).model
+    if kind == "adapters":
+        add_lora(model, LoRA(r=2), 1)
+        for _, layer in lora_layers(model):
+            torch.nn.init.normal_(layer.lora_B["default"].weight, std=0.1)
+    return model
+
+
+@pytest.mark.parametrize("rows", [ROWS, [ROWS[0]] * 4], ids=["padded", "even"])
+@pytest.mark.parametrize("kind", ["stories", "adapters", "biased"])
+@torch.no_grad()
+def test_steps_are_the_models_own(kind: str, rows: list[list[int]]) -> None:
+    model = llama(kind)
+    ours, own = read(model, rows, forward=False), read(model, rows, forward=True)
+    assert isinstance(ours, LlamaSteps)
+    left = torch.arange(4)
+    for i, token in enumerate(TOKENS):
+        if i == 3:  # rows leave, and the rest change places
+            left = torch.tensor([3, 0, 2])
+            ours.select(left)
+            own.select(left)
+        found, expected = ours.step(token[left]), own.step(token[left])
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        assert float(expected.std()) > 0.1
+
+
+@torch.no_grad()
+def test_the_watched_block_is_seen() -> None:
+    model = llama("stories")
+    tokens, mask = pad_batch(ROWS, 0, "left")
+    places = position_ids(mask)
+    out = model(input_ids=tokens, attention_mask=mask.long(), position_ids=places, use_cache=True)
+    seen: list[Tensor] = []
+    block = model.model.layers[2]
+    ours = steps_of(model, out.past_key_values, mask, places[:, -1:] + 1, 1, block, seen.append)
+    ours.step(TOKENS[0])
+    own: list[Tensor] = []
+    hook = block.register_forward_pre_hook(lambda _, given: own.append(given[0]))
+    read(model, ROWS, forward=True).step(TOKENS[0])
+    hook.remove()
+    assert len(seen) == 1 and len(own) == 2  # the prompts' pass, and the step
+    torch.testing.assert_close(seen[0], own[1], rtol=1e-4, atol=1e-4)
+
+
+def test_other_models_take_their_own_forward() -> None:
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=512, n_embd=16, n_layer=2, n_head=2)).eval()
+    assert isinstance(read(model, ROWS, forward=False), Forward)
+    changing = llama("stories")
+    changing.model.rotary_emb.rope_type = "dynamic"  # its table depends on the length so far
+    assert isinstance(read(changing, ROWS, forward=False), Forward)
+
+
+@torch.no_grad()
+def test_bf16() -> None:
+    """Under autocast the steps round as the model's forward does, to what bf16 holds."""
+    model = llama("stories")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours, own = read(model, ROWS, forward=False), read(model, ROWS, forward=True)
+        for token in TOKENS:
+            found, expected = ours.step(token).float(), own.step(token).float()
+            assert float((found - expected).abs().mean()) < 0.02 * float(expected.std())

@@ -136,6 +136,7 @@ class PPOModule(PPOSetup):
         mean_kl = per_response.mean().item()
         self._alarm(sampled_kl)
         self.kl.update(mean_kl, len(per_response))
+        stats["ppo/lr"] = float(self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
         self.lr_schedulers().step()  # type: ignore[union-attr]
         self.updates += 1
         self.episodes += len(per_response)
@@ -518,7 +519,6 @@ class PPOModule(PPOSetup):
             "ppo/returns/mean": returns.mean().item(), "ppo/returns/var": variance,
             "ppo/val/mean": values.mean().item(), "ppo/val/var": values.var(correction=0).item(),
             "ppo/val/var_explained": 1 - stats["ppo/val/error"] / variance if variance else math.nan,
-            "ppo/lr": float(self.optimizers().param_groups[0]["lr"]),  # type: ignore[union-attr]
             "elapsed/updates": float(self.updates), "elapsed/episodes": float(self.episodes),
             "elapsed/fps": len(scores) / seconds, "elapsed/time": elapsed,
         }  # fmt: skip

@@ -155,7 +155,7 @@ def test_ppo(tmp_path: Path, options: dict, precision: str, bound: float) -> Non
     steps = iterations * 2 * options.get("num_mini_batches", 1)
     assert watch.steps == module.trainer.global_step == steps
     assert {int(s["step"]) for s in module.trainer.optimizers[0].state.values()} == {steps}
-    assert [r["ppo/lr"] for r in watch.rows] == pytest.approx([1e-3 * (1 - (u + 1) / iterations) for u in range(iterations)])
+    assert [r["ppo/lr"] for r in watch.rows] == pytest.approx([1e-3 * (1 - u / iterations) for u in range(iterations)])
     assert watch.without_gradient == set()
     assert (module.updates, module.episodes) == (iterations, 8 * iterations)
     assert not any(p.requires_grad for p in module.reference.parameters())

@@ -19,6 +19,7 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 
 from eval.baselines import Policy, as_policies, policy_problems
 from eval.calibration import calibrate
+from eval.calibration import ensemble as ensembled
 from eval.compare import compare, policy_pairs
 from eval.copying import words
 from eval.judges import find_judge, load_judge
@@ -64,10 +65,13 @@ def evaluate(
     judges: list[str] | None = None,
     baselines: list[str] | None = None,
     comparisons: str | None = None,
+    ensemble: list[str] | None = None,
     logs: str | None = None,
+    more_logs: dict[str, str] | None = None,
     second_draw: str | None = None,
     limit: int | None = None,
     n_samples: int = 10,
+    n_browse: int = 500,
     batch_size: int = 64,
     precision: str = "auto",
     seed: int = 1,
@@ -95,10 +99,13 @@ def evaluate(
         judges: Judges of the compare step: a score's name, verdicts:FILE, lm:NAME, server:MODEL@URL; null: `judge` alone.
         baselines: Policies that the others are compared with; null: each with each.
         comparisons: Held-out comparisons on which the learned reward is checked beside the labeler; null: not checked.
+        ensemble: Further reward directories, of other seeds: what they and `learned_reward` say of `comparisons` together.
         logs: Folder of the stages' metrics.csv files, for learning curves; null: none.
+        more_logs: Name in the report → the logs folder of another run, whose PPO stands beside this one's on the frontier.
         second_draw: Policy that is sampled a second time, as a check that it ties with itself; null: none.
         limit: Use so many prompts; null: all.
         n_samples: Prompts shown side by side in the report.
+        n_browse: Prompts that the report's browser holds.
         batch_size: Prompts at a time.
         precision: `32`, `bf16`, or `auto`: bf16 where the hardware is fast at it.
         seed: Of the sampling.
@@ -124,6 +131,11 @@ def evaluate(
         problems += told(find_judge, asked_judge)
         if asked_judge in rewards and rewards[asked_judge] is None:
             problems.append(f"judges: found {asked_judge!r}, expected its reward to be given")
+    if ensemble and not (learned_reward and comparisons):
+        problems.append(f"ensemble: found {ensemble}, expected learned_reward and comparisons with it")
+    for run, path in (more_logs or {}).items():
+        if "ppo" not in curves(path):
+            problems.append(f"more_logs.{run}: {path}: found no ppo/version_*/metrics.csv there")
     problems += told(policy_pairs, list(chosen), baselines)
     try:
         for name in (reference, lm if any(p.server for p in chosen.values()) else None):
@@ -132,6 +144,8 @@ def evaluate(
         for kind, reward in rewards.items():
             if reward is not None:
                 find_reward(reward, task.name, allow_other_task, f"{kind}_reward", "--allow_other_task")
+        for member in ensemble or []:
+            find_reward(member, task.name, allow_other_task, "ensemble", "--allow_other_task")
         asked = held_out(prompts, samples, limit, source_column)
     except (UsageError, DataError) as error:
         problems.append(str(error))
@@ -155,39 +169,50 @@ def evaluate(
         loaded = {name: load_judge(name, folder / "verdicts", batch_size, precision) for name in judges or [judge]}
         print(compare(rows, list(chosen), loaded, folder, baselines))
     if step == "report":
-        reward_model, calibration = judge_reward(learned_reward, known_reward, comparisons)
+        reward_model, calibration, together = judge_reward(learned_reward, known_reward, comparisons, ensemble or [])
         compared = json.loads((folder / "compare.json").read_text(encoding="utf-8"))
         files = [Path(run_dir) / stage / "run.json" for stage in STAGES]
         runs = [json.loads(f.read_text(encoding="utf-8")) for f in files if f.is_file()]
         guard = next((r["figures"].get("guard") for r in runs if r["stage"] == "ppo"), None)
+        learned = curves(logs)
+        others = {name: curves(path)["ppo"] for name, path in (more_logs or {}).items()}
         report = build_report(
-            rows, title=f"{task.name}, {lm}: policies on held-out prompts", task=task.name, judge=judge, curves=curves(logs),
-            reward_model=reward_model, calibration=calibration, compared=compared, guard=guard,
-            provenance=[*runs, info.record()], n_samples=n_samples, seed=seed,
+            rows, title=f"{task.name}, {lm}: policies on held-out prompts", task=task.name, judge=judge, curves=learned,
+            reward_model=reward_model, calibration=calibration, ensemble=together, compared=compared, guard=guard,
+            runs={"ppo": learned["ppo"], **others} if "ppo" in learned else others,
+            provenance=[*runs, info.record()], n_samples=n_samples, n_browse=n_browse, seed=seed,
             command=shlex.join(["python", "-m", "eval", *sys.argv[1:]]),
         )  # fmt: skip
         paths = write_report(report, folder)
         print("\n".join(f"{kind}: {path}" for kind, path in paths.items()))
 
 
-def judge_reward(learned: str | None, known: str | None, comparisons: str | None) -> tuple[Any, Any]:
-    """The learned reward on held-out comparisons: its accuracy beside chance and the labeler's own, and its calibration."""
+def judge_reward(learned: str | None, known: str | None, comparisons: str | None, others: list[str]) -> tuple[Any, Any, Any]:
+    """The learned reward on held-out comparisons: its accuracy beside chance and the labeler's own, its calibration, and
+    what it says together with other reward models."""
     if not (learned and comparisons):
-        return None, None
+        return None, None, None
     held_out, model = list(read_comparisons(comparisons)), LearnedReward(learned)
     scores = comparison_scores(model, held_out)
     found = comparison_accuracy(model, held_out, scores=scores)
     info = read_reward_info(learned)
     more = {k: info.get(k) for k in ("gain", "bias", "labels", "base")}
     labeler = comparison_accuracy(load_callable(known), held_out, model.tokenizer)["accuracy"] if known else None
-    # probabilities are of the scale that was trained, before the last normalisation divided by the spread
-    spread = next((n["std"] for n in info.get("normalisations", []) if n["when"] == "after training"), 1.0)
     best = [i for i, c in enumerate(held_out) if c.best is not None]
-    rows, choices = [[s * spread for s in scores[i]] for i in best], [held_out[i].best or 0 for i in best]
+    choices, prompts = [held_out[i].best or 0 for i in best], [str(held_out[i].prompt) for i in best]
+
+    def trained(directory: str, given: list[list[float]]) -> list[list[float]]:
+        """Scores in the scale that was trained, before the last normalisation divided by the spread: probabilities are of it."""
+        told = read_reward_info(directory).get("normalisations", [])
+        spread = next((n["std"] for n in told if n["when"] == "after training"), 1.0)
+        return [[s * spread for s in given[i]] for i in best]
+
+    rows = trained(learned, scores)
     lengths = [[len(words(r)) if isinstance(r, str) else len(r) for r in held_out[i].responses] for i in best]
-    prompts = [str(held_out[i].prompt) for i in best]
     calibration = asdict(calibrate(rows, choices, lengths, prompts=prompts)) if len(best) >= LEAST_CALIBRATED else None
-    return {**found, **more, "labeler_accuracy": labeler}, calibration
+    members = [rows] + [trained(other, comparison_scores(LearnedReward(other), held_out)) for other in others]
+    together = asdict(ensembled(members, choices, prompts)) if others and best else None
+    return {**found, **more, "labeler_accuracy": labeler}, calibration, together
 
 
 def curves(logs: str | None) -> dict[str, Any]:

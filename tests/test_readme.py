@@ -136,6 +136,14 @@ def test_a_second_report_samples_nothing_again(run_dir: Path, monkeypatch: pytes
     command = next(c for c in README if c[0] == "python")
     eval_main([*command[3:], *shlex.split(SHRINK["report"]), "--run_dir", str(run_dir)])
     assert (run_dir / "report/scores.jsonl").read_bytes() == before
+    # beside another run, with a further reward model, and a short browser
+    more = ["--more_logs.again", str(run_dir / "logs"), "--ensemble", f"[{run_dir / 'reward'}]", "--n_browse", "3"]
+    eval_main([*command[3:], *shlex.split(SHRINK["report"]), "--run_dir", str(run_dir), *more])
+    report = json.loads((run_dir / "report/report.json").read_text(encoding="utf-8"))
+    assert [found["name"] for found in report["frontier"]["runs"]] == ["ppo", "again"]
+    assert len(report["ensemble"]["members"]) == 2
+    assert (len(report["samples"]), len(report["more_samples"])) == (2, 1)
+    assert (run_dir / "report/scores.jsonl").read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -143,6 +151,9 @@ def test_a_second_report_samples_nothing_again(run_dir: Path, monkeypatch: pytes
     [
         (["--judge", "votes"], "judge: found 'votes'"),
         (["--prompts", "nowhere.jsonl"], "prompts: nowhere.jsonl: no such file"),
+        (["--more_logs.other", "nowhere"], "more_logs.other: nowhere: found no ppo/version_*/metrics.csv there"),
+        (["--ensemble", "[nowhere]"], "reward 'nowhere': no reward.json there"),
+        (["--ensemble", "[nowhere]", "--comparisons", "null"], "expected learned_reward and comparisons with it"),
         (["--second_draw", "nobody"], "second_draw: found 'nobody'"),
         (["--policies.rlhf", "out/nowhere/at/all"], "model 'out/nowhere/at/all': no such directory"),
         (["--precision", "8"], "precision: found '8'"),

@@ -230,13 +230,17 @@ def test_token_ids_are_decoded_for_a_reward_that_reads_texts(tiny_run: Path, tmp
     # so does the report, for its reward and its labeler
     file = tmp_path / "ids.jsonl"
     write_jsonl(file, ids)
-    found, calibration = judge_reward(str(tiny_run / "reward"), "known:sentiment", str(file))
+    found, calibration, alone = judge_reward(str(tiny_run / "reward"), "known:sentiment", str(file), [])
     assert found["accuracy"] == comparison_accuracy(model, texts)["accuracy"]
     assert found["labeler_accuracy"] == comparison_accuracy(load_callable("known:sentiment"), texts)["accuracy"] > 0.5
     assert calibration is None  # too few to say anything
+    assert alone is None  # no ensemble
     # predicted probabilities are of the scale that was trained: the log-loss is the one that training reported
     every = list(read_comparisons(str(tiny_run / "labels/val.jsonl")))
-    _, calibration = judge_reward(str(tiny_run / "reward"), "known:sentiment", str(tiny_run / "labels/val.jsonl"))
+    same = [str(tiny_run / "reward")]
+    _, calibration, together = judge_reward(same[0], "known:sentiment", str(tiny_run / "labels/val.jsonl"), same)
+    assert together["members"] == pytest.approx([together["accuracy"]] * 2)
+    assert (together["disagree"], together["spread"]) == (0.0, pytest.approx(0.0, abs=1e-7))
     spread = read_reward_info(tiny_run / "reward")["normalisations"][-1]["std"]
     scores = torch.tensor(comparison_scores(model, every)) * spread
     assert calibration["n"] == len(every)

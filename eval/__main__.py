@@ -125,7 +125,7 @@ def evaluate(
         else:
             chosen[f"{second_draw} (second draw)"] = chosen[second_draw]
     rewards = {"known": known_reward, "learned": learned_reward}
-    if step in ("compare", "report") and rewards.get(judge) is None:
+    if (step == "report" or (step == "compare" and not judges)) and rewards.get(judge) is None:
         problems.append(f"judge: found {judge!r}, expected known or learned, with its reward given")
     for asked_judge in judges or []:
         problems += told(find_judge, asked_judge)

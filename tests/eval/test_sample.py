@@ -101,6 +101,11 @@ def test_a_folder_of_samples_is_enough(tmp_path: Path, no_models: None, capsys: 
     summary = json.loads((tmp_path / "out/summary.json").read_text(encoding="utf-8"))
     assert summary["empty"]["means"]["empty"]["mean"] == 1.0
     assert "100.0 %" in capsys.readouterr().out  # the table counts them
+    votes = tmp_path / "votes.jsonl"  # people's verdicts alone judge it too, without any reward
+    write_jsonl(votes, [{"id": "1", "policy_a": "rtl", "policy_b": "huge", "winner": "a", "judge": "ann"}])
+    main(["compare", "--samples", str(tmp_path / "given"), "--output", str(tmp_path / "out"), "--judges", f"[verdicts:{votes}]"])
+    (judgement,) = json.loads((tmp_path / "out/compare.json").read_text(encoding="utf-8"))["judgements"]
+    assert (judgement["a"], judgement["b"], judgement["n"]) in (("rtl", "huge", 1), ("huge", "rtl", 1))
 
 
 def sample(policy: str = "theirs", **fields: Any) -> dict[str, Any]:

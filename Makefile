@@ -20,7 +20,7 @@ $(VENV)/.smollm2: $(VENV)/.ready
 	touch $@
 
 demo: $(VENV)/.ready $(if $(filter smollm2,$(MODEL)),$(VENV)/.smollm2)
-	PATH="$(CURDIR)/$(BIN):$$PATH" bash runs/sentiment.sh $(MODEL) $(SEED)
+	PATH="$(CURDIR)/$(BIN):$$PATH" SHORT=1 bash runs/sentiment.sh $(MODEL) $(SEED)
 
 test: $(VENV)/.ready
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers.activations import NewGELUActivation
 
 from .lora import adapter_base, merge_start, plain_copy, save_adapter, without_adapter
 from .runinfo import atomic_directory
@@ -333,8 +334,20 @@ def load_lm(name: str, dtype: torch.dtype = torch.float32) -> LM:
     rows = model.get_input_embeddings().weight.shape[0]
     pad = next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None and i < rows)
     model.eval()
+    fuse_activations(model)
     _check_head(model, name)
     return LM(model, tokenizer, name, pad)
+
+
+def fuse_activations(model: nn.Module) -> None:
+    """GPT-2's GELU (the tanh form, written out in eight operations) as one, in place: the same function, rounded elsewhere.
+
+    Between a block's two large products it is what takes memory: one tensor is kept for the backward pass in place of six.
+    """
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, NewGELUActivation):
+                setattr(module, name, nn.GELU(approximate="tanh"))
 
 
 def load_on_device(name: str) -> LM:
@@ -684,6 +697,7 @@ def load_scalar(directory: str | Path) -> tuple[ScalarModel, Any, dict[str, Any]
     own = getattr(classifier.config, "vocab_size_without_pad", None)
     if own is not None:
         _without_pad(classifier, own)
+    fuse_activations(classifier)
     scalar = ScalarModel(classifier.base_model, classifier.score.weight.shape[1], std=0.0)
     with torch.no_grad():
         scalar.head.weight.copy_(classifier.score.weight)

@@ -441,6 +441,25 @@ def test_groups_score_as_rows(family: str) -> None:
     torch.testing.assert_close(scalar.score_groups(tokens[there], mask[there], 1).flatten(), expected, atol=1e-5, rtol=1e-5)
 
 
+def test_one_gelu_is_the_eight_operations(tmp_path: Path) -> None:
+    """Logits and gradients as the model's own; and nothing of the directory changes."""
+    model = tiny("gpt2", 40)
+    model.save_pretrained(tmp_path)
+    load_tokenizer("stories260k").save_pretrained(tmp_path)
+    ours = load_lm(str(tmp_path)).model
+    assert {type(block.mlp.act) for block in ours.transformer.h} == {torch.nn.GELU}
+    assert {type(block.mlp.act) for block in model.transformer.h} != {torch.nn.GELU}
+    tokens = torch.tensor([[3, 1, 4, 1, 5, 9]])
+    found, expected = ours(tokens).logits, model(tokens).logits
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    got = torch.autograd.grad(found.square().sum(), list(ours.parameters()))
+    wanted = torch.autograd.grad(expected.square().sum(), list(model.parameters()))
+    for a, b in zip(got, wanted, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+    ours.save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again/config.json").read_text() == (tmp_path / "config.json").read_text()
+
+
 def test_scalar_head_starts() -> None:
     head = ScalarHead(8)
     assert not bool(head.weight.any())

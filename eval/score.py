@@ -46,6 +46,7 @@ from lightning_rlhf.models import (
     pad_batch,
     run_context,
     token_logprobs,
+    vocabulary,
 )
 from lightning_rlhf.scoring import load_reward
 from lightning_rlhf.tasks import Task, UsageError, task_tokens
@@ -133,7 +134,7 @@ def add_reference(
         task, own_task: The task as the reference and as the policy was asked it.
     """
     texts = [encode_continuation(base.tokenizer, r["response"]) for r in rows]
-    sampler = own if own is base or (own and own.tokenizer.get_vocab() == base.tokenizer.get_vocab()) else None
+    sampler = own if own is base or (own and vocabulary(own.tokenizer) == vocabulary(base.tokenizer)) else None
     for r, ids in zip(rows, texts, strict=True):
         r["measures"] |= {"tokens": len(ids), "cut": int(len(ids) > MOST_TOKENS)}
     responses = [r["response_tokens"] for r in rows] if sampler else [ids[:MOST_TOKENS] for ids in texts]

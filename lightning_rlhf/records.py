@@ -119,8 +119,8 @@ def _nearest(name: str, keys: Iterable[str]) -> str:
     return f" (is '{close[0]}' meant to be '{name}'?)" if close else ""
 
 
-def _kind(text: Text) -> str | None:
-    """None for an empty list, which may be ids or messages."""
+def kind(text: Text) -> str | None:
+    """What a text is made of: a string, ids or messages; None for an empty list, which may be either of the last two."""
     return (
         "a string"
         if isinstance(text, str)
@@ -216,17 +216,17 @@ def _unpad(text: Text) -> Text:
 
 
 def _empty(text: Text) -> bool:
-    if _kind(text) == "messages":
+    if kind(text) == "messages":
         return not any(message["content"].strip() for message in cast(list[dict], text))
     return not (text.strip() if isinstance(text, str) else text)
 
 
 def _check_texts(prompt: Text, responses: list[Text], at: str, name: str) -> None:
     """Raise for texts of mixed kinds (only after messages may responses be strings) and for unusable ones."""
-    kinds = {_kind(response) for response in responses} - {None}
-    allowed = {_kind(prompt), "a string"} if _kind(prompt) == "messages" else {_kind(prompt)}
-    if len(kinds) > 1 or (_kind(prompt) and not kinds <= allowed):
-        found = f"{' and '.join(sorted(map(str, kinds)))} after a prompt that is {_kind(prompt)}"
+    kinds = {kind(response) for response in responses} - {None}
+    allowed = {kind(prompt), "a string"} if kind(prompt) == "messages" else {kind(prompt)}
+    if len(kinds) > 1 or (kind(prompt) and not kinds <= allowed):
+        found = f"{' and '.join(sorted(map(str, kinds)))} after a prompt that is {kind(prompt)}"
         raise bad(at, name, found, "texts of one kind")
     if any(map(_empty, responses)):
         raise _Unusable("empty response")
@@ -270,7 +270,7 @@ def _pair_implicit(record: dict, at: str) -> Comparison:
     """Whole dialogues in messages: what the two share from the start is the prompt."""
     chosen, rejected = _texts(record, at, "chosen", "rejected")
     for name, side in (("chosen", chosen), ("rejected", rejected)):
-        check(_kind(side) in ("messages", None), side, at, name, "a list of {role, content}")
+        check(kind(side) in ("messages", None), side, at, name, "a list of {role, content}")
     same = 0
     while same < min(len(chosen), len(rejected)) and chosen[same] == rejected[same]:
         same += 1

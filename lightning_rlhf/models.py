@@ -27,6 +27,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from transformers.activations import NewGELUActivation
 
 from .lora import adapter_base, merge_start, plain_copy, save_adapter, without_adapter
+from .objective import full_kl
 from .runinfo import atomic_directory
 from .tasks import UsageError
 
@@ -248,6 +249,41 @@ class _HeadLogprobs(torch.autograd.Function):
         return to_hidden.to(ctx.dtype), to_weight, to_bias, None, None, None
 
 
+class _HeadKL(torch.autograd.Function):
+    """Exact KL of policy and reference from hidden states, some rows of logits at a time; see `head_kl`."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, hidden: Tensor, head: nn.Linear, ref_hidden: Tensor, ref_head: nn.Linear, temperature: float, rows: int
+    ) -> Tensor:
+        ctx.dtype = hidden.dtype
+        weights = [head.weight, ref_head.weight]
+        if torch.is_autocast_enabled(hidden.device.type):
+            dtype = torch.get_autocast_dtype(hidden.device.type)
+            hidden, ref_hidden, weights = hidden.to(dtype), ref_hidden.to(dtype), [w.to(dtype) for w in weights]
+        kl = hidden.new_empty(len(hidden), dtype=torch.float32)
+        slope = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        for i in range(0, len(hidden), rows):
+            part = slice(i, i + rows)
+            log_ratio = _scaled_logits(hidden[part], weights[0], head.bias, temperature)
+            log_ratio -= log_ratio.logsumexp(-1, keepdim=True)
+            p = log_ratio.exp()
+            reference = _scaled_logits(ref_hidden[part], weights[1], ref_head.bias, temperature)
+            log_ratio -= reference.sub_(reference.logsumexp(-1, keepdim=True))
+            kl[part] = torch.linalg.vecdot(p, log_ratio)
+            if slope is not None:  # d KL / d logit_v = p_v (log π_v / ρ_v - KL) / temperature
+                log_ratio -= kl[part].unsqueeze(1)
+                slope[part] = (log_ratio.mul_(p).to(weights[0].dtype) @ weights[0]) / temperature
+        if slope is not None:
+            ctx.save_for_backward(slope)
+        return kl
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        (slope,) = ctx.saved_tensors
+        return (gradient.unsqueeze(1) * slope).to(ctx.dtype), None, None, None, None, None
+
+
 def _scaled_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
     """(N, D), (V, D), (V) → (N, V) float32, divided by the temperature."""
     with torch.autocast(hidden.device.type, enabled=False):
@@ -271,10 +307,28 @@ def _head_logprobs(model: Any, hidden: Tensor, labels: Tensor, temperature: floa
     if type(head) is not nn.Linear:  # with an adapter on it
         logits = head(hidden)
         return token_logprobs(logits, labels, temperature), entropy_of(logits.detach(), temperature)
-    numbers = 2**22 if hidden.device.type == "cpu" else 2**27  # of a part's logits: 16 MB, 512 MB in float32
-    rows = max(1, numbers // head.weight.shape[0])
+    rows = _rows_of_logits(head)
     found = _HeadLogprobs.apply(hidden.flatten(0, -2), head.weight, head.bias, labels.flatten(), temperature, rows)
     return cast(tuple[Tensor, Tensor], found)
+
+
+def _rows_of_logits(head: nn.Linear) -> int:
+    """How many rows of logits stand at a time: 16 MB of them on a CPU, 512 MB on a GPU, in float32."""
+    numbers = 2**22 if head.weight.device.type == "cpu" else 2**27
+    return max(1, numbers // head.weight.shape[0])
+
+
+def head_kl(model: Any, hidden: Tensor, reference: Any, ref_hidden: Tensor, temperature: float = 1.0) -> Tensor:
+    """Exact KL(π, ρ) of the next token over the vocabulary, both softmax(logits / T): (B, T, D) twice → (B, T) float32.
+
+    `full_kl` of the logits. Where both output embeddings are plain and frozen, (B, T, V) never exists and the slope is made on
+    the way; where one trains or carries an adapter, the logits stand whole.
+    """
+    heads = model.get_output_embeddings(), reference.get_output_embeddings()
+    if any(type(head) is not nn.Linear or head.weight.requires_grad for head in heads) or hasattr(model, "within"):
+        return full_kl(logits_of(model, hidden), logits_of(reference, ref_hidden), temperature)
+    flat = hidden.flatten(0, -2), heads[0], ref_hidden.flatten(0, -2), heads[1]
+    return cast(Tensor, _HeadKL.apply(*flat, temperature, _rows_of_logits(heads[0]))).view(hidden.shape[:-1])
 
 
 def pad_batch(rows: Sequence[Sequence[int]], pad_id: int, side: str = "left", length: int | None = None) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,9 @@ Deviations from the 2019 code:
    counted, and too many stop it (`alarms.py` has the rest, which warn).
 4. With a KL estimator other than k1, a token's own term in its advantage stays k1: E[k1 ∇ log π] is the gradient of the
    token's KL, while k2 and k3 have another one and the exact KL, which does not depend on the token, none.
-5. `mode: eos` (2020): the reward sees the response without a special stop token, as comparisons hold it.
+5. With `kl_loss` c above 0 the policy loss has c β E[exact KL of a token] beside the penalty in the reward: the same gradient
+   without the noise of sampled tokens (as GRPO, 2402.03300, eq. 3, there with k3), for runs of a few thousand episodes.
+6. `mode: eos` (2020): the reward sees the response without a special stop token, as comparisons hold it.
 
     lightning-rlhf fit -c configs/sentiment/ppo.yaml -c configs/sentiment/stories260k/ppo.yaml
 """
@@ -26,7 +28,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pytorch_lightning.utilities import rank_zero_warn
@@ -40,9 +42,9 @@ from .memory import checkpointed
 from .models import (
     ScalarModel,
     decode,
+    head_kl,
     head_logprobs,
     hidden_states,
-    logits_of,
     save_policy,
     save_reward,
 )
@@ -85,6 +87,15 @@ STATISTICS = (
 )  # fmt: skip
 
 
+class Outputs(NamedTuple):
+    """What a pass of the policy gives for the R response places: (B, R) each."""
+
+    logprobs: Tensor
+    values: Tensor
+    entropy: Tensor  # without a gradient
+    kl: Tensor | None  # exact, to the reference, where it is needed
+
+
 @dataclass(frozen=True)
 class Rollout:
     """What one iteration sampled, on one rank: B episodes, prompts of P places, responses of R."""
@@ -97,6 +108,7 @@ class Rollout:
     ref_logprobs: Tensor  # (B, R)
     sampler_error: Tensor  # (B,): largest difference of its tokens' log-probs from the sampler's own
     full_kl: Tensor | None  # (B, R): exact KL before each token, where that estimator is chosen
+    reference: Tensor | None  # (B, R, D): the reference before each response token, where the loss has the exact KL
     scores: Tensor  # (B,)
     found: Tensor  # (B,) bool: it ended as it should, by the truncate token or a stop token
     kept: Tensor  # (B, R) bool: what is scored of the response
@@ -198,20 +210,24 @@ class PPOModule(PPOSetup):
         micro = self._micro(max(1, len(index) // self.num_mini_batches))
         keep = seed is None and micro >= len(index)  # one pass of all rows is the first inner epoch's too
         # 2. log-probs of policy and reference, values, frozen features
-        parts: dict[str, list[Tensor]] = {"features": [], "logprobs": [], "values": [], "ref_logprobs": [], "full_kl": []}
+        names = ("features", "logprobs", "values", "ref_logprobs", "full_kl", "reference")
+        parts: dict[str, list[Tensor]] = {name: [] for name in names}
         for i in index.split(micro):
             features = self.features(tokens[i], mask[i], None if drawn.inputs is None else drawn.inputs[i])
             if keep:
                 torch.clear_autocast_cache()  # the sampler's casts have no graph
-            with torch.set_grad_enabled(keep):
-                outputs = self.policy_outputs(tokens[i], mask[i], features)
-            self.first_pass = outputs if keep else None
-            parts["logprobs"].append(outputs[0].detach())
-            parts["values"].append(outputs[1].detach())
             reference = self.reference_hidden(tokens[i], mask[i], features)
+            exact = reference if self.kl_loss or self.kl_estimator == "full" else None
+            with torch.set_grad_enabled(keep):
+                outputs = self.policy_outputs(tokens[i], mask[i], features, exact)
+            self.first_pass = outputs if keep else None
+            parts["logprobs"].append(outputs.logprobs.detach())
+            parts["values"].append(outputs.values.detach())
             parts["ref_logprobs"].append(self.reference_logprobs(reference, tokens[i]))
+            if self.kl_loss:
+                parts["reference"].append(reference)
             if self.kl_estimator == "full":
-                parts["full_kl"].append(self.exact_kl(self.policy_hidden(tokens[i], mask[i], features), reference))
+                parts["full_kl"].append(outputs.kl.detach())  # type: ignore[union-attr]
             if features is not None:
                 parts["features"].append(features)
         whole = {k: torch.cat(v) if v else None for k, v in parts.items()}
@@ -228,11 +244,14 @@ class PPOModule(PPOSetup):
             return None
         return self.split.below(tokens, mask) if seen is None else seen
 
-    def policy_outputs(self, tokens: Tensor, mask: Tensor, features: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, P + R) → log-probs, values, entropies of the R response places: (B, R) each; the entropy has no gradient."""
+    def policy_outputs(self, tokens: Tensor, mask: Tensor, features: Tensor | None, reference: Tensor | None = None) -> Outputs:
+        """(B, P + R) → what the policy says of the R response places; their exact KL to the reference (B, R, D), if given."""
         hidden = self.policy_hidden(tokens, mask, features)
         logprobs, entropy = self.logprobs_of(self.policy, hidden, tokens)
-        return logprobs, self.values_of(hidden, tokens, mask, features), entropy
+        kl = None
+        if reference is not None:
+            kl = head_kl(self.policy, hidden, self.reference or self.policy, reference, self.task.temperature)
+        return Outputs(logprobs, self.values_of(hidden, tokens, mask, features), entropy, kl)
 
     def policy_hidden(self, tokens: Tensor, mask: Tensor, features: Tensor | None) -> Tensor:
         """(B, P + R) → (B, R, D): the policy at the place before each response token."""
@@ -269,11 +288,6 @@ class PPOModule(PPOSetup):
     def reference_logprobs(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         """(B, R, D), (B, P + R) → (B, R): log-probs of the reference, its logits divided by the temperature too."""
         return self.logprobs_of(self.reference or self.policy, hidden, tokens)[0]
-
-    def exact_kl(self, hidden: Tensor, ref_hidden: Tensor) -> Tensor:
-        """(B, R, D), (B, R, D) → (B, R): KL of policy and reference over the whole vocabulary."""
-        policy, reference = logits_of(self.policy, hidden), logits_of(self.reference or self.policy, ref_hidden)
-        return full_kl(policy, reference, self.task.temperature)
 
     def ended(self, responses: Tensor, real: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Responses as they are scored (B, R), what of them is kept (B, R) bool, whether they ended as they should (B,)."""
@@ -367,10 +381,12 @@ class PPOModule(PPOSetup):
         kept, self.first_pass = self.first_pass, None
         for i in index.split(self._micro(len(index))):
             part = rollout.rows(i)
-            logprobs, values, entropies = kept or self.policy_outputs(part.tokens, part.mask, part.features)
+            logprobs, values, entropies, kl = kept or self.policy_outputs(part.tokens, part.mask, part.features, part.reference)
             pg, pg_stats = policy_loss(logprobs, part.logprobs, advantages[i], part.real, cliprange=self.cliprange)
             vf, vf_stats = value_loss(values, part.values, returns[i], part.real, cliprange_value=self.cliprange_value)
             loss = pg + self.vf_coef * vf
+            if self.kl_loss:
+                loss = loss + self.kl_loss * self.kl.coef * masked_mean(kl, part.real)  # type: ignore[arg-type]
             share = part.real.sum().item() / real_tokens  # of this minibatch's tokens; 1 over all ranks and micro-batches
             self.manual_backward(loss * share)
             with torch.no_grad():

@@ -13,7 +13,7 @@ import torch
 from pytorch_lightning.cli import OptimizerCallable
 from pytorch_lightning.strategies import ModelParallelStrategy
 from pytorch_lightning.utilities import rank_zero_warn
-from torch import Tensor, nn
+from torch import nn
 from torchmetrics import Metric
 
 from .alarms import Alarms, Thresholds
@@ -82,6 +82,7 @@ class PPOSetup(StageModule):
         kl_horizon: Horizon of the adaption, in episodes.
         kl_estimator: k1, k2, k3, or `full`: the exact KL over the vocabulary at each token.
         kl_level: The penalty stands on each `token`, or its sum on the last one (`sequence`).
+        kl_loss: c of c β E[exact KL of a token] in the policy loss, beside the penalty in the reward; 0: none (2019).
         kl_tolerance: Mean KL may be so far below 0, in nats, beyond three standard errors, before the run stops.
         num_ppo_epochs: Inner epochs over each batch.
         num_mini_batches: Optimizer steps an inner epoch.
@@ -133,6 +134,7 @@ class PPOSetup(StageModule):
         kl_horizon: float = 10_000.0,
         kl_estimator: Literal["k1", "k2", "k3", "full"] = "k1",
         kl_level: Literal["token", "sequence"] = "token",
+        kl_loss: float = 0.0,
         kl_tolerance: float = 0.1,
         num_ppo_epochs: int = 4,
         num_mini_batches: int = 1,
@@ -166,7 +168,7 @@ class PPOSetup(StageModule):
         self.missing_eos_penalty, self.held_out_reward = missing_eos_penalty, held_out_reward
         self.metrics = nn.ModuleList(metrics or [])
         self.optimizer, self.kl_tolerance, self.kl_coef, self.kl_target = optimizer, kl_tolerance, kl_coef, kl_target
-        self.kl_horizon, self.kl_estimator, self.kl_level = kl_horizon, kl_estimator, kl_level
+        self.kl_horizon, self.kl_estimator, self.kl_level, self.kl_loss = kl_horizon, kl_estimator, kl_level, kl_loss
         self.num_ppo_epochs, self.num_mini_batches, self.micro_batch_size = num_ppo_epochs, num_mini_batches, micro_batch_size
         self.target_kl, self.max_grad_norm, self.max_skipped_steps = target_kl, max_grad_norm, max_skipped_steps
         self.value, self.value_init = value, value_init
@@ -179,7 +181,7 @@ class PPOSetup(StageModule):
         self.validated = -1  # updates at the last validation
         self.first_scores: list[float] | None = None  # iteration 0's, of the validation prompts
         self.answers: list[Answer] = []
-        self.first_pass: tuple[Tensor, Tensor, Tensor] | None = None  # of the rollout, with its graph, for the first inner epoch
+        self.first_pass: Any = None  # of the rollout, with its graph, for the first inner epoch
         self.began = 0.0
         self.guard_result: dict[str, Any] = {"kind": "none"}
 
@@ -248,6 +250,8 @@ class PPOSetup(StageModule):
         for option in ("score_clip", "target_kl", "max_grad_norm"):
             if (found := getattr(self, option)) is not None and not found > 0:
                 problems.append(f"model.{option}: found {found}, expected above 0, or null")
+        if self.kl_loss < 0:
+            problems.append(f"model.kl_loss: found {self.kl_loss}, expected at least 0")
         if self.max_skipped_steps < 0:
             problems.append(f"model.max_skipped_steps: found {self.max_skipped_steps}, expected at least 0")
         if not self.parts:

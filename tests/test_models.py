@@ -32,6 +32,7 @@ from lightning_rlhf.models import (
     encode_continuation,
     entropy_of,
     find_lm,
+    head_kl,
     head_logprobs,
     hidden_states,
     load_lm,
@@ -179,6 +180,35 @@ def test_head_logprobs_under_autocast(frozen: bool) -> None:
     logprobs.sum().backward()
     assert hidden.grad is not None and hidden.grad.dtype == torch.float32
     assert (head.weight.grad is None) == frozen
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("rows", [1, 3, 100])
+def test_head_kl_is_that_of_whole_logits(frozen: bool, bias: bool, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    heads = [torch.nn.Linear(6, 11, bias=bias).requires_grad_(not frozen) for _ in range(2)]
+    model, reference = (type("Model", (), {"get_output_embeddings": lambda self, head=head: head})() for head in heads)
+    monkeypatch.setattr("lightning_rlhf.models._rows_of_logits", lambda head: rows)
+    ref_hidden, upstream, grads = torch.randn(2, 4, 6), torch.randn(2, 4), []
+    for fused in (True, False):
+        hidden = torch.randn(2, 4, 6, generator=torch.Generator().manual_seed(1), requires_grad=True)
+        if fused:
+            kl = head_kl(model, hidden, reference, ref_hidden, 0.7)
+        else:
+            p, q = torch.log_softmax(heads[0](hidden) / 0.7, -1), torch.log_softmax(heads[1](ref_hidden) / 0.7, -1)
+            kl = (p.exp() * (p - q)).sum(-1)
+        for head in heads:
+            head.zero_grad()
+        (kl * upstream).sum().backward()
+        grads.append([kl, hidden.grad, *(p.grad.clone() for p in heads[0].parameters() if p.grad is not None)])
+    assert len(grads[0]) == (2 if frozen else 2 + len(list(heads[0].parameters())))
+    for found, expected in zip(*grads, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    alike = head_kl(model, ref_hidden.requires_grad_(), model, ref_hidden)
+    assert alike.abs().max() < 1e-6
+    alike.sum().backward()
+    assert ref_hidden.grad is not None and ref_hidden.grad.abs().max() < 1e-6
 
 
 def test_pad_batch_by_hand() -> None:

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 from lightning_rlhf.data import PreferenceData, PromptBatch, PromptData, SFTData
 from lightning_rlhf.models import ASSETS, SplitTrunk, load_lm, load_scalar, pad_batch
 from lightning_rlhf.optim import AdamTF
-from lightning_rlhf.ppo import PPOModule, Rollout
+from lightning_rlhf.ppo import Outputs, PPOModule, Rollout
 from lightning_rlhf.reward import RewardModule
 from lightning_rlhf.sft import SFTModule
 from lightning_rlhf.tasks import UsageError
@@ -295,11 +295,11 @@ def test_every_forward_uses_the_weights_of_now(tmp_path: Path, monkeypatch: pyte
     def before(module: PPOModule) -> None:
         plain = module.policy_outputs
 
-        def outputs(tokens: Tensor, mask: Tensor, features: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-            found = plain(tokens, mask, features)
+        def outputs(*given: Any) -> Outputs:
+            found = plain(*given)
             assert torch.is_autocast_cache_enabled()
             with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
-                same.append(torch.equal(found[0], plain(tokens, mask, features)[0]))
+                same.append(torch.equal(found[0], plain(*given)[0]))
             return found
 
         module.policy_outputs = outputs  # type: ignore[method-assign]

@@ -19,7 +19,7 @@ from lightning_rlhf.cli import main
 from lightning_rlhf.data import PromptBatch, PromptData
 from lightning_rlhf.models import ScalarModel, load_lm, load_scalar, save_reward
 from lightning_rlhf.optim import AdamTF
-from lightning_rlhf.ppo import PPOModule, Rollout
+from lightning_rlhf.ppo import Outputs, PPOModule, Rollout
 from lightning_rlhf.scoring import LearnedReward, WeightedReward
 from lightning_rlhf.stage import StageCheckpoint
 from lightning_rlhf.tasks import Task, UsageError
@@ -309,6 +309,21 @@ def test_a_token_s_own_term_is_k1(tmp_path: Path) -> None:
     torch.testing.assert_close(own, (expected - expected.mean()) / expected.std(correction=0), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("options", [{}, {"mode": "eos", "micro_batch_size": 2}, {"trainable_layers": 2}])
+def test_the_loss_has_the_exact_kl_where_it_is_asked_for(tmp_path: Path, options: dict[str, Any]) -> None:
+    spy = Spy()
+    options = dict(iterations=4, kl_coef=0.5, kl_target=None, kl_estimator="full", num_ppo_epochs=1, **options)
+    module, rows = run(tmp_path / "with", spy, kl_loss=3.0, **options)
+    for (_, rollout), row in zip(spy.kept, rows, strict=True):
+        assert rollout.full_kl is not None
+        expected = 3.0 * 0.5 * rollout.full_kl[rollout.real].mean().item()
+        found = row["ppo/loss/total"] - row["ppo/loss/policy"] - 0.1 * row["ppo/loss/value"]
+        assert found == pytest.approx(expected, rel=1e-3, abs=1e-6)
+    _, without = run(tmp_path / "without", **options)
+    assert 1e-4 < rows[-1]["objective/kl"] < 0.7 * without[-1]["objective/kl"]
+    assert all(row["ppo/ratio_error"] < 1e-5 for row in rows)
+
+
 def test_sequence_level_differs_from_token_level(tmp_path: Path) -> None:
     options: dict[str, Any] = dict(iterations=3, kl_coef=0.5, kl_target=None)
     token, _ = run(tmp_path / "token", **options)
@@ -367,12 +382,12 @@ def poisoned(steps: set[int]) -> Callable[[PPOModule], None]:
     def before(module: PPOModule) -> None:
         plain, count = module.policy_outputs, [0]
 
-        def outputs(tokens: Tensor, mask: Tensor, features: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-            logprobs, values, logits = plain(tokens, mask, features)
+        def outputs(*given: Any) -> Outputs:
+            found = plain(*given)
             if torch.is_grad_enabled():
-                values = values * (math.nan if count[0] in steps else 1.0)
+                found = found._replace(values=found.values * (math.nan if count[0] in steps else 1.0))
                 count[0] += 1
-            return logprobs, values, logits
+            return found
 
         module.policy_outputs = outputs  # type: ignore[method-assign]
 
@@ -541,6 +556,7 @@ def test_over_optimisation_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ("options", "message"),
     [
         ({"mode": "EOS"}, "model.mode: found 'EOS', expected one of ['fixed', 'eos']"),
+        ({"kl_loss": -0.5}, "model.kl_loss: found -0.5, expected at least 0"),
         ({"kl_estimator": "k4"}, "model.kl_estimator: found 'k4', expected one of ['k1', 'k2', 'k3', 'full']"),
         ({"kl_level": "word"}, "model.kl_level: found 'word'"),
         ({"value": "none"}, "model.value: found 'none'"),

@@ -19,14 +19,11 @@ No torch here but in `LocalModel`, which loads it when it is made.
 from __future__ import annotations
 
 import hashlib
-import http.client
 import json
 import math
 import os
 import re
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -37,6 +34,8 @@ from tqdm import tqdm
 
 from lightning_rlhf.files import bad, check, read_jsonl, show
 from lightning_rlhf.tasks import UsageError
+
+from .server import NoAnswer, post_json
 
 Row = Mapping[str, Any]
 Sample = tuple[str, str, int]  # id, policy, index
@@ -369,28 +368,21 @@ class Server:
             UsageError: The server refuses (401, 404, …): asking again would not help.
         """
         body = {"model": self.model, "temperature": 0, "max_tokens": 16, "messages": [{"role": "user", "content": question}]}
-        headers = {"Content-Type": "application/json"}
-        if os.environ.get("OPENAI_API_KEY"):
-            headers["Authorization"] = f"Bearer {os.environ['OPENAI_API_KEY']}"
-        request = urllib.request.Request(f"{self.url}/chat/completions", json.dumps(body).encode(), headers)
-        for attempt in range(self.attempts):
-            if attempt:
-                time.sleep(self.pause * 2 ** (attempt - 1))
-            try:
-                with urllib.request.urlopen(request, timeout=self.timeout) as reply:
-                    text = json.loads(reply.read(1 << 20))["choices"][0]["message"]["content"]
-                if isinstance(text, str):
-                    return text
-                self.trouble = f"the reply's content is {show(text)}"
-            except urllib.error.HTTPError as error:
-                said = error.read(300).decode("utf-8", "replace").strip()
-                self.trouble = f"status {error.code}: {said}"
-                if error.code not in (408, 429) and error.code < 500:
-                    raise UsageError(f"judge server {self.url}: {self.trouble}") from None
-            # URLError and time-outs are OSErrors; the others are replies that are not what a completion looks like
-            except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError) as error:
-                self.trouble = f"{type(error).__name__}: {error}"
-        return None
+        waits = [self.pause * 2**n for n in range(self.attempts - 1)]
+        url, key = f"{self.url}/chat/completions", os.environ.get("OPENAI_API_KEY")
+        try:
+            return post_json(url, body, key, waits=waits, timeout=self.timeout, parse=_content)
+        except NoAnswer as trouble:
+            self.trouble = str(trouble)
+            return None
+
+
+def _content(answer: Any) -> str:
+    """The text of a chat completion."""
+    text = answer["choices"][0]["message"]["content"]
+    if not isinstance(text, str):
+        raise TypeError(f"the reply's content is {show(text)}")
+    return text
 
 
 # ------------------------------------------------------------------------------------------------------------- by name

@@ -11,15 +11,18 @@ import json
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from lightning_rlhf.tasks import UsageError
 
 WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before each further try
 LONGEST_WAIT = 60.0  # seconds, whatever the server asks for
 TIMEOUT = 300.0  # seconds a request
+LONGEST_ANSWER = 1 << 26  # bytes
 PASSING = (408, 429)  # and all from 500 on
+T = TypeVar("T")
 
 
 class Completion(NamedTuple):
@@ -45,7 +48,7 @@ class Server:
         """
         asked = {"model": self.model, "prompt": prompt, "max_tokens": max_tokens, "temperature": temperature}
         url = f"{self.url.rstrip('/')}/completions"
-        answer = post_json(url, {**asked, "n": n, "seed": seed % 2**31}, self.key)
+        answer: Any = post_json(url, {**asked, "n": n, "seed": seed % 2**31}, self.key)
         choices = answer.get("choices") if isinstance(answer, dict) else None
         if not isinstance(choices, list) or len(choices) != n or not all(isinstance(_text(c), str) for c in choices):
             raise UsageError(f"{url}: found {json.dumps(answer)[:200]}, expected `choices`, a list of {n} with a `text` each")
@@ -56,28 +59,48 @@ def _text(choice: Any) -> Any:
     return choice.get("text") if isinstance(choice, dict) else None
 
 
-def post_json(url: str, body: dict[str, Any], key: str | None = None) -> Any:
-    """Post JSON, and again where that may help; returns the answer's JSON.
+class NoAnswer(UsageError):
+    """Every try failed, each in a way that may pass."""
+
+
+def post_json(
+    url: str,
+    body: dict[str, Any],
+    key: str | None = None,
+    *,
+    waits: Sequence[float] | None = None,
+    timeout: float = TIMEOUT,
+    parse: Callable[[Any], T] = lambda answer: answer,
+) -> T:
+    """Post JSON, and again where that may help; returns what `parse` makes of the answer's JSON.
+
+    Args:
+        waits: Seconds before each further try; None: `WAITS`. A server's Retry-After, up to a minute, is heeded.
+        timeout: Seconds a try.
+        parse: Its ValueError, LookupError or TypeError makes the answer one that may pass.
 
     Raises:
-        UsageError: Every try failed, or one in a way that no further try will mend.
+        NoAnswer: Every try failed.
+        UsageError: One failed in a way that no further try will mend.
     """
     headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
     request = urllib.request.Request(url, json.dumps(body).encode(), headers)
+    waits = WAITS if waits is None else waits
     problem = ""
-    for wait in (*WAITS, None):
+    for wait in (*waits, None):
         asked_for = 0.0
         try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT) as reply:
-                return json.load(reply)
+            with urllib.request.urlopen(request, timeout=timeout) as reply:
+                return parse(json.loads(reply.read(LONGEST_ANSWER)))
         except urllib.error.HTTPError as error:
-            problem = f"status {error.code}, {error.read(300).decode(errors='replace').strip() or error.reason}"
+            problem = f"status {error.code}: {error.read(300).decode(errors='replace').strip() or error.reason}"
             if error.code not in PASSING and error.code < 500:
                 raise UsageError(f"{url}: {problem}") from None
             after = error.headers.get("Retry-After") or ""
             asked_for = float(after) if after.isdigit() else 0.0
-        except (OSError, http.client.HTTPException, ValueError) as error:
+        # URLError and time-outs are OSErrors; the others are answers that are not what was asked for
+        except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError) as error:
             problem = f"{type(error).__name__}: {getattr(error, 'reason', error)}"
         if wait is not None:
             time.sleep(min(max(wait, asked_for), LONGEST_WAIT))
-    raise UsageError(f"{url}: no answer in {len(WAITS) + 1} tries; the last: {problem}")
+    raise NoAnswer(f"{url}: no answer in {len(waits) + 1} tries; the last: {problem}")

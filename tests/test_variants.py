@@ -313,7 +313,7 @@ def test_a_token_s_own_term_is_k1(tmp_path: Path) -> None:
 def test_the_loss_has_the_exact_kl_where_it_is_asked_for(tmp_path: Path, options: dict[str, Any]) -> None:
     spy = Spy()
     options = dict(iterations=4, kl_coef=0.5, kl_target=None, kl_estimator="full", num_ppo_epochs=1, **options)
-    module, rows = run(tmp_path / "with", spy, kl_loss=3.0, **options)
+    _, rows = run(tmp_path / "with", spy, kl_loss=3.0, **options)
     for (_, rollout), row in zip(spy.kept, rows, strict=True):
         assert rollout.full_kl is not None
         expected = 3.0 * 0.5 * rollout.full_kl[rollout.real].mean().item()

@@ -258,7 +258,7 @@ def test_a_server_that_dies_half_way(double: Double, tmp_path: Path) -> None:
     double.reply = lambda question, number: (200, "A") if number < 3 else (500, "gone")
     x, y = rows("x", 5), rows("y", 5)
     judge = AskedJudge("s", server(double, attempts=2, patience=3), tmp_path / "s.jsonl")
-    with pytest.raises(UsageError, match="3 questions in a row got no answer .status 500: gone.; what was answered is kept"):
+    with pytest.raises(UsageError, match="3 questions in a row got no answer .*status 500: gone.; what was answered is kept"):
         judge(x, y)
     assert len(double.seen) == 3 + 3 * 2
     with (tmp_path / "s.jsonl").open("ab") as file:

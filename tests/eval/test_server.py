@@ -14,7 +14,7 @@ import pytest
 
 import eval.server
 from eval.__main__ import main
-from eval.server import Completion, Server, post_json
+from eval.server import Completion, NoAnswer, Server, post_json
 from lightning_rlhf.files import write_jsonl
 from lightning_rlhf.tasks import UsageError
 
@@ -110,7 +110,7 @@ def test_what_may_pass_is_tried_again(trouble: Reply, waits: list[float]) -> Non
     assert waits == [1.0, 2.0]
 
 
-def test_tries_and_waits_are_bounded(waits: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tries_and_waits_are_bounded(waits: list[float]) -> None:
     with (
         serve(lambda body: (500, {"error": "broken"})) as stub,
         pytest.raises(UsageError, match="in 6 tries; the last: status 500"),
@@ -120,10 +120,8 @@ def test_tries_and_waits_are_bounded(waits: list[float], monkeypatch: pytest.Mon
     assert waits == [1.0, 2.0, 4.0, 8.0, 16.0]
     with pytest.raises(UsageError, match=r"no answer in 6 tries; the last: URLError: .*refused"):
         post_json(stub.url, {})  # it is gone now
-    monkeypatch.setattr("eval.server.TIMEOUT", 0.05)
-    monkeypatch.setattr("eval.server.WAITS", ())
-    with serve(lambda body: (200, {"late": Event().wait(0.3)})) as stub, pytest.raises(UsageError, match="imed ?out"):
-        post_json(stub.url, {})
+    with serve(lambda body: (200, {"late": Event().wait(0.3)})) as stub, pytest.raises(NoAnswer, match="imed ?out"):
+        post_json(stub.url, {}, waits=(), timeout=0.05)
 
 
 def test_the_server_says_how_long_to_wait_but_not_for_ever(waits: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,7 +134,7 @@ def test_the_server_says_how_long_to_wait_but_not_for_ever(waits: list[float], m
         raise urllib.error.HTTPError("u", 429, "busy", headers, None)
 
     monkeypatch.setattr("eval.server.urllib.request.urlopen", busy)
-    with pytest.raises(UsageError, match="status 429, busy"):
+    with pytest.raises(UsageError, match="status 429: busy"):
         post_json("http://x", {})
     assert waits == [30.0, 60.0, 30.0, 60.0, 30.0]
 
@@ -144,7 +142,7 @@ def test_the_server_says_how_long_to_wait_but_not_for_ever(waits: list[float], m
 def test_what_will_not_pass_is_told_at_once(waits: list[float]) -> None:
     with (
         serve(lambda body: (401, {"error": "no such key"})) as stub,
-        pytest.raises(UsageError, match="status 401, .*no such key"),
+        pytest.raises(UsageError, match="status 401: .*no such key"),
     ):
         post_json(stub.url, {}, "secret")
     assert not waits

@@ -16,6 +16,8 @@ Deviations from the 2019 code:
 5. With `kl_loss` c above 0 the policy loss has c β E[exact KL of a token] beside the penalty in the reward: the same gradient
    without the noise of sampled tokens (as GRPO, 2402.03300, eq. 3, there with k3), for runs of a few thousand episodes.
 6. `mode: eos` (2020): the reward sees the response without a special stop token, as comparisons hold it.
+7. `mode: truncated`: the task of 2019, but what was sampled after the truncate token, which no reward sees, is not learned from,
+   as nothing after EOS is in 2020: the score stands on the last token that is scored, KL and losses end there.
 
     lightning-rlhf fit -c configs/sentiment/ppo.yaml -c configs/sentiment/stories260k/ppo.yaml
 """
@@ -115,7 +117,7 @@ class Rollout:
 
     @property
     def real(self) -> Tensor:
-        """(B, R) bool: the response's real tokens; all of them in mode `fixed`."""
+        """(B, R) bool: the response's tokens that are learned from; all of them in mode `fixed`."""
         return self.mask[:, -self.logprobs.shape[1] :]
 
     def rows(self, index: Tensor) -> Rollout:
@@ -205,6 +207,8 @@ class PPOModule(PPOSetup):
         responses, real = drawn.tokens, torch.ones_like(drawn.tokens, dtype=torch.bool)
         if self.mode == "eos":
             responses, real, _ = until(responses, self.stop, self.pad_id)
+        elif self.mode == "truncated":
+            _, real, _ = self.ended(responses, real)
         tokens, mask = torch.cat([batch.tokens, responses], 1), torch.cat([batch.mask, real], 1)
         index = torch.arange(len(tokens), device=tokens.device)
         micro = self._micro(max(1, len(index) // self.num_mini_batches))
@@ -291,7 +295,7 @@ class PPOModule(PPOSetup):
 
     def ended(self, responses: Tensor, real: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Responses as they are scored (B, R), what of them is kept (B, R) bool, whether they ended as they should (B,)."""
-        if self.mode == "fixed":
+        if self.mode != "eos":
             return truncate(responses, self.resolved.truncate, self.task.truncate_after, 0)
         ends = real & torch.isin(responses, torch.tensor(self.stop, device=responses.device))
         special = torch.tensor(self.tokenizer.all_special_ids, device=responses.device)

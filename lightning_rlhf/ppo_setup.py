@@ -39,7 +39,7 @@ from .validation import Answer
 
 THRESHOLDS = Thresholds()
 CHOICES = {
-    "mode": ("fixed", "eos"), "value": ("shared", "separate"),
+    "mode": ("fixed", "truncated", "eos"), "value": ("shared", "separate"),
     "kl_estimator": ("k1", "k2", "k3", "full"), "kl_level": ("token", "sequence"), "frozen_dtype": ("float32", "bfloat16"),
 }  # fmt: skip
 
@@ -68,8 +68,8 @@ class PPOSetup(StageModule):
         allow_unguarded: Start although nothing guards the reward's sign, or the guard refuses it.
         allow_other_task: Accept a reward that was made for another task.
         allow_negative_kl: Accept a negative kl_coef, and go on where the mean KL is negative.
-        mode: `fixed`: exactly response_length tokens, cut for the score alone (2019). `eos`: a response ends at EOS or the stop
-            token, and nothing after it counts (2020).
+        mode: `fixed`: exactly response_length tokens, cut for the score alone (2019). `truncated`: the same, but what was cut off
+            is not learned from. `eos`: a response ends at EOS or the stop token, and nothing after it counts (2020).
         stop_token: Mode eos: a text of one token, or a token's id, that ends a response as EOS does.
         missing_eos_penalty: Mode eos: score of a response that did not stop; null: task.penalty.
         score_clip: Scores are clipped to ± this, before the penalty; null: not.
@@ -121,7 +121,7 @@ class PPOSetup(StageModule):
         allow_unguarded: bool = False,
         allow_other_task: bool = False,
         allow_negative_kl: bool = False,
-        mode: Literal["fixed", "eos"] = "fixed",
+        mode: Literal["fixed", "truncated", "eos"] = "fixed",
         stop_token: int | str | None = None,
         missing_eos_penalty: float | None = None,
         score_clip: float | None = None,
@@ -261,6 +261,8 @@ class PPOSetup(StageModule):
                 f"task.truncate_text: found {self.task.truncate_text!r} with model.mode = eos, whose responses end at EOS or "
                 "model.stop_token; expected null"
             )
+        if self.mode == "truncated" and self.task.truncate_text is None:
+            problems.append("task.truncate_text: found null with model.mode = truncated, expected the text that ends a response")
         for option, needs, given in (
             ("stop_token", "mode = eos", self.mode == "eos"), ("missing_eos_penalty", "mode = eos", self.mode == "eos"),
             ("value_init", "value = separate", self.value == "separate"),

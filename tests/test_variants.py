@@ -324,6 +324,34 @@ def test_the_loss_has_the_exact_kl_where_it_is_asked_for(tmp_path: Path, options
     assert all(row["ppo/ratio_error"] < 1e-5 for row in rows)
 
 
+@pytest.mark.parametrize("mode", ["truncated", "fixed"])
+def test_nothing_after_the_truncate_token_is_learned_from(tmp_path: Path, mode: str) -> None:
+    """Whatever was sampled there: the update and the figures are the same to the bit; in mode `fixed` they are not."""
+    ends = Task(name="toy", query_length=12, start_text=None, response_length=6, truncate_text=" a", truncate_after=1)
+    found = []
+    for filler in (5, 300):
+        def other_tail(module: PPOModule, filler: int = filler) -> None:
+            import lightning_rlhf.ppo as ppo
+
+            plain = ppo.sample_with
+
+            def sampled(*given: Any, **more: Any) -> Any:
+                drawn = plain(*given, **more)
+                tokens = drawn.tokens.clone()
+                tokens[:, 2] = module.resolved.truncate  # what counts ends here
+                tokens[::2, 3:] = filler
+                return drawn._replace(tokens=tokens)
+
+            monkey.setattr(ppo, "sample_with", sampled)
+
+        with pytest.MonkeyPatch.context() as monkey:
+            options: dict[str, Any] = dict(iterations=2, mode=mode, task=ends, kl_coef=0.5, kl_loss=1.0)
+            module, rows = run(tmp_path / str(filler), other_tail, **options)
+        found.append((weights(module), [{k: v for k, v in r.items() if "elapsed" not in k and "tok/s" not in k} for r in rows]))
+    assert torch.equal(found[0][0], found[1][0]) == (mode == "truncated")
+    assert (found[0][1] == found[1][1]) == (mode == "truncated")
+
+
 def test_sequence_level_differs_from_token_level(tmp_path: Path) -> None:
     options: dict[str, Any] = dict(iterations=3, kl_coef=0.5, kl_target=None)
     token, _ = run(tmp_path / "token", **options)
@@ -555,7 +583,8 @@ def test_over_optimisation_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mode": "EOS"}, "model.mode: found 'EOS', expected one of ['fixed', 'eos']"),
+        ({"mode": "EOS"}, "model.mode: found 'EOS', expected one of ['fixed', 'truncated', 'eos']"),
+        ({"mode": "truncated", "task": EOS}, "task.truncate_text: found null with model.mode = truncated, expected the text"),
         ({"kl_loss": -0.5}, "model.kl_loss: found -0.5, expected at least 0"),
         ({"kl_estimator": "k4"}, "model.kl_estimator: found 'k4', expected one of ['k1', 'k2', 'k3', 'full']"),
         ({"kl_level": "word"}, "model.kl_level: found 'word'"),

@@ -158,7 +158,7 @@ class StageData(L.LightningDataModule):
     def __init__(self, tokenizer: str, task: Task, batch_size: int, seed: int) -> None:
         super().__init__()
         self.tokenizer_name, self.task, self.batch_size, self.seed = tokenizer, task, batch_size, seed
-        self.read_done, self.records = False, {}
+        self.read_done, self.tokenised, self.records = False, False, {}
         self.train_loader: BatchLoader | None = None
         self.resume_at: dict[str, int] | None = None
 
@@ -200,6 +200,18 @@ class StageData(L.LightningDataModule):
             self.tokenizer = load_tokenizer(self.tokenizer_name)
             self.resolved = task_tokens(self.task, self.tokenizer)
         return self.resolved
+
+    def setup(self, stage: str | None = None) -> None:
+        """Tokenise, once: the estimate of memory has asked for the items before the trainer does."""
+        if not self.tokenised:
+            self.read()
+            self.prepare_tokens()
+            self.items = {split: [self.item(r, where) for where, r in records] for split, records in self.records.items()}
+            self.tokenised = True
+
+    def item(self, record: Any, where: str) -> Any:
+        """A record → what the loader hands on of it. Raises DataError."""
+        raise NotImplementedError
 
     def query_ids(self, text: Any, where: str) -> list[int]:
         """A record's prompt as token ids, at most `query_length` of them. Raises DataError where it is longer."""
@@ -303,12 +315,6 @@ class SFTData(StageData):
             self.records = {split: numbered(path, read_demonstrations) for split, path in self.files.items()}
             self.read_done = True
 
-    def setup(self, stage: str | None = None) -> None:
-        """Tokenise."""
-        self.read()
-        self.prepare_tokens()
-        self.items = {split: [self.item(r, where) for where, r in records] for split, records in self.records.items()}
-
     def item(self, record: Demonstration, where: str) -> tuple[list[int], list[int]]:
         """A record → (prompt ids as the policy sees them, response ids)."""
         record = rendered(record, self.tokenizer, where)
@@ -384,12 +390,6 @@ class PreferenceData(StageData):
             checked(record, where)
         self.references = numbered(self.files["references"], read_demonstrations)
         self.read_done = True
-
-    def setup(self, stage: str | None = None) -> None:
-        """Tokenise."""
-        self.read()
-        self.prepare_tokens()
-        self.items = {split: [self.item(r, where) for where, r in records] for split, records in self.records.items()}
 
     def item(self, record: Comparison, where: str) -> Judged:
         """A record → its ids and its label."""
@@ -491,12 +491,6 @@ class PromptData(StageData):
         if not self.read_done:
             self.records = {split: numbered(path, read_prompts) for split, path in self.files.items()}
             self.read_done = True
-
-    def setup(self, stage: str | None = None) -> None:
-        """Tokenise."""
-        self.read()
-        self.prepare_tokens()
-        self.items = {split: [self.item(r, where) for where, r in records] for split, records in self.records.items()}
 
     def item(self, record: Prompt, where: str) -> tuple[Prompt, list[int]]:
         """A record, its messages as a text, and the query's ids."""

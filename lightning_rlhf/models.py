@@ -10,6 +10,7 @@ by the policy, the reference and the reward model, bit for bit.
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import os
 import re
@@ -139,11 +140,17 @@ def encode_continuation(tokenizer: Any, text: str | Sequence[int]) -> list[int]:
     if not text:
         return []
     for anchor in ("\n", "a", "."):
-        before = tokenizer.encode(anchor, add_special_tokens=False)
+        before = _anchor_ids(tokenizer, anchor)
         both = tokenizer.encode(anchor + text, add_special_tokens=False)
         if both[: len(before)] == before:
             return list(both[len(before) :])
     raise UsageError(f"cannot tokenise {text[:40]!r} as a continuation: every anchor merges with it")
+
+
+@functools.lru_cache(maxsize=16)
+def _anchor_ids(tokenizer: Any, anchor: str) -> list[int]:
+    """Token ids of what continuations are made to follow; a tokenizer is its own key."""
+    return list(tokenizer.encode(anchor, add_special_tokens=False))
 
 
 def decode(tokenizer: Any, tokens: Sequence[int], continuation: bool = False) -> str:
@@ -151,7 +158,7 @@ def decode(tokenizer: Any, tokens: Sequence[int], continuation: bool = False) ->
     ids = [int(i) for i in tokens]
     if not continuation:
         return str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
-    anchor = tokenizer.encode("a", add_special_tokens=False)
+    anchor = _anchor_ids(tokenizer, "a")
     head = tokenizer.decode(anchor, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     whole = tokenizer.decode(anchor + ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return str(whole[len(head) :])

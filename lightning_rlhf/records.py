@@ -16,7 +16,8 @@ stripped here, so that no later stage needs to know it; (2) 2020 pairs keep the 
 (`best` is their `choice`), while pairs of `chosen` and `rejected` have the chosen one first; (3) where those
 two are plain texts without a prompt, the prompt is what they share from the start, cut back to a whole word
 (TRL cuts at the first character that differs); (4) SummEval's ratings become one ranking of all systems of an
-article, by the sum of the four means; `pairs` gives its untied pairs.
+article, by the sum of the four means; `pairs` gives its untied pairs. Its file with a line a summary is the one format that is
+not streamed: an article's lines may stand anywhere.
 """
 
 import difflib
@@ -25,7 +26,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields
-from itertools import combinations
+from itertools import chain, combinations
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 from .files import DataError, PathLike, Row, bad, check, read_rows, show
@@ -353,6 +354,32 @@ def _summeval(record: dict, at: str) -> Comparison:
     return Comparison(prompt, responses, ranks=ranks, ratings=sums, meta=meta)
 
 
+def _by_article(rows: Iterable[Row]) -> Iterator[Row]:
+    """SummEval's own file, a line for each summary: {id, model_id, decoded, text, expert_annotations: [{axis: 1..5}, ...]}.
+
+    An article's lines may stand anywhere, so that all are read first; each article then comes once, as of its first line.
+    """
+    articles: dict[str, tuple[str, int, dict[str, Any]]] = {}
+    for at, number, line in rows:
+        expected = "the fields id, model_id, decoded, expert_annotations, and text, the article that the stories give"
+        for key in ("id", "model_id", "decoded", "expert_annotations", "text"):
+            if line.get(key) is None:
+                raise bad(at, key, f"only {', '.join(line)}", expected)
+        name, system, text = (_string(line[key], at, key) for key in ("id", "model_id", "text"))
+        votes = [_dict(v, at, f"expert_annotations[{i}]", *SUMMEVAL_AXES)
+                 for i, v in enumerate(_list(line["expert_annotations"], at, "expert_annotations"))]  # fmt: skip
+        check(bool(votes), votes, at, "expert_annotations", "at least one expert's ratings")
+        rated = {axis: sum(_number(v[axis], at, f"expert_annotations[{i}].{axis}") for i, v in enumerate(votes)) / len(votes)
+                 for axis in SUMMEVAL_AXES}  # fmt: skip
+        about = _rest(line, "model_id", "decoded", "expert_annotations", "turker_annotations", "text")
+        start = {"article": text, "systems": {}, **about}
+        first_at, _, article = articles.setdefault(name, (at, number, start))
+        check(article["article"] == text, text, at, "text", f"the same article as at {first_at}")
+        check(system not in article["systems"], system, at, "model_id", f"each system once for an article (id {name!r})")
+        article["systems"][system] = {"summary": _string(line["decoded"], at, "decoded"), "ratings": rated}
+    yield from articles.values()
+
+
 def _openai_2019(record: dict, at: str) -> Comparison:
     """Best of N, and scalar_compare: {query, sample0, ...} with best or difference."""
     names = ["query"]
@@ -421,12 +448,16 @@ def _openai_2020_axis(record: dict, at: str) -> Comparison:
 
 
 class _Layout(NamedTuple):
-    """The fields of a format and the parser for them; `when` tells apart two formats with the same fields."""
+    """The fields of a format and the parser for them; `when` tells apart two formats with the same fields.
+
+    `gather` makes records of lines, where a record is spread over several.
+    """
 
     format: str
     keys: tuple[str, ...]
     parse: Callable[[dict, str], Any]
     when: Callable[[dict], bool] = lambda record: True
+    gather: Callable[[Iterable[Row]], Iterator[Row]] | None = None
 
 
 def _in_messages(record: dict) -> bool:
@@ -455,7 +486,8 @@ FORMATS: dict[str, str] = {
     "best_of_n": "{prompt, responses, best}, best from 0",
     "ranked": "{prompt, responses, ranks}, 1 best, ties allowed",
     "votes": "{prompt, responses, votes}, the index that each labeler chose",
-    "summeval": "{article, systems: {name: {summary, ratings}}} or {text, machine_summaries, coherence, consistency, ...}",
+    "summeval": "{article, systems: {name: {summary, ratings}}} or {text, machine_summaries, coherence, consistency, ...} "
+    "or a line a summary, {id, model_id, decoded, text, expert_annotations}",
     "pair_implicit": "{chosen, rejected, margin?}, whole dialogues in lists of {role, content}, or texts that begin alike",
     "pair": "{prompt, chosen, rejected, margin?}",
     "hh": "{chosen, rejected, margin?}, dialogues in strings with '\\n\\nHuman:' and '\\n\\nAssistant:'",
@@ -478,6 +510,7 @@ _COMPARISONS = (  # tried in this order: ours first, whose meta may hold another
     _Layout("pair_implicit", ("chosen", "rejected"), _pair_of_texts, _in_texts),
     _Layout("summeval", ("article", "systems"), _summeval),
     _Layout("summeval", ("text", "machine_summaries", *SUMMEVAL_AXES), _summeval),
+    _Layout("summeval", ("decoded", "expert_annotations"), _summeval, gather=_by_article),
 )
 
 
@@ -519,7 +552,9 @@ class RecordReader(Iterator[T], Generic[T]):
         self._rows = read_rows(path)
         self._first: Row | None = next(self._rows)  # an empty file raises here
         self._layout = _detect(layouts, self._first)
-        self.format = self._layout.format
+        self.format, self._keys = self._layout.format, self._layout.keys
+        if self._layout.gather:
+            self._rows, self._first, self._keys = self._layout.gather(chain([self._first], self._rows)), None, ()
 
     def __next__(self) -> T:
         while True:
@@ -529,11 +564,11 @@ class RecordReader(Iterator[T], Generic[T]):
                 raise StopIteration
             at, number, record = row
             self.count += 1
-            for key in self._layout.keys:
+            for key in self._keys:
                 if key not in record:
-                    others = [name for name in record if name not in self._layout.keys]
+                    others = [name for name in record if name not in self._keys]
                     found = f"only {', '.join(record) or 'an empty object'}{_nearest(key, others)}"
-                    raise bad(at, key, found, f"the fields {', '.join(self._layout.keys)}")
+                    raise bad(at, key, found, f"the fields {', '.join(self._keys)}")
                 check(record[key] is not None, None, at, key, "a value")
             try:
                 return self._layout.parse(record, at)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -214,6 +215,59 @@ def test_skipped_numbers_are_items_in_an_array(tmp_path):
     path.write_text(json.dumps([PAIR, PAIR | {"chosen": " "}]))
     reader = read_comparisons(path, max_skipped=0.5)
     assert len(list(reader)) == 1 and reader.skipped == {"empty response": [2]}
+
+
+LINE = {
+    "id": "x", "model_id": "M1", "decoded": "s1", "text": "News.", "references": ["r"], "filepath": "x.story",
+    "expert_annotations": [dict.fromkeys(("coherence", "consistency", "fluency", "relevance"), n) for n in (3, 4)],
+    "turker_annotations": [{"coherence": 1}],
+}  # fmt: skip
+
+
+def rated(line: dict[str, Any], *numbers: int) -> dict[str, Any]:
+    axes = ("coherence", "consistency", "fluency", "relevance")
+    return line | {"expert_annotations": [dict(zip(axes, numbers, strict=True))]}
+
+
+def test_summeval_with_a_line_a_summary(tmp_path: Path) -> None:
+    """An article's lines stand anywhere; the means over the experts are ranked."""
+    other = {"id": "y", "text": "Else."}
+    lines = [
+        LINE, rated(LINE | other | {"decoded": "t1"}, 1, 2, 3, 4), rated(LINE | {"model_id": "M2", "decoded": "s2"}, 5, 5, 5, 4),
+        rated(LINE | other | {"model_id": "M9", "decoded": "t2"}, 4, 3, 2, 1),
+        rated(LINE | {"model_id": "M0", "decoded": "s0"}, 3, 4, 4, 3),
+        rated(LINE | other | {"decoded": "t3", "model_id": "M2"}, 1, 1, 1, 1),
+    ]  # fmt: skip
+    reader = read_comparisons(write(tmp_path, *lines))
+    assert reader.format == "summeval"
+    meta = {"references": ["r"], "filepath": "x.story"}
+    assert list(reader) == [
+        Comparison("News.", ["s1", "s2", "s0"], ranks=[2, 1, 2], ratings=[14, 19, 14],
+                   meta={"id": "x", **meta, "systems": ["M1", "M2", "M0"]}),
+        Comparison("Else.", ["t1", "t2", "t3"], ranks=[1, 1, 3], ratings=[10, 10, 4],
+                   meta={"id": "y", **meta, "systems": ["M1", "M9", "M2"]}),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ({k: v for k, v in LINE.items() if k != "text"} | {"model_id": "M2"}, ":2: field 'text': found only id, model_id"),
+        (LINE, ":2: field 'model_id': found \"M1\", expected each system once for an article (id 'x')"),
+        (LINE | {"model_id": "M2", "text": "Other."}, ":2: field 'text': found \"Other.\", expected the same article as at"),
+        (LINE | {"model_id": "M2", "expert_annotations": []}, ":2: field 'expert_annotations': found [], expected at least one"),
+        (
+            LINE | {"model_id": "M2", "expert_annotations": [{"coherence": 1}]},
+            ":2: field 'expert_annotations[0]': found {\"coherence\": 1}, expected an object with coherence, consistency",
+        ),
+        (LINE | {"model_id": "M2", "decoded": 3}, ":2: field 'decoded': found 3, expected a string"),
+        (LINE | {"id": "y", "model_id": "M2"}, ":1: field 'systems': found 1 summaries, expected at least 2"),
+    ],
+)
+def test_a_bad_line_of_summeval(tmp_path: Path, second: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError) as error:
+        list(read_comparisons(write(tmp_path, LINE, second)))
+    assert message in str(error.value)
 
 
 # --------------------------------------------------------------------------------------------- bad records

@@ -294,7 +294,8 @@ class LocalModel:
 
     def __call__(self, questions: Sequence[str]) -> Iterator[str | None]:
         """As `Answers`."""
-        from lightning_rlhf.models import device_of, hidden_states, logits_of, pad_batch, run_context
+        from lightning_rlhf.logprobs import logits_of
+        from lightning_rlhf.models import device_of, hidden_states, pad_batch, run_context
 
         longest = getattr(self.lm.model.config, "max_position_embeddings", math.inf)
         for first in range(0, len(questions), self.batch_size):

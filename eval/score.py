@@ -35,6 +35,7 @@ from eval.sample import (
     slug,
 )
 from lightning_rlhf.files import file_sha256, read_jsonl, write_jsonl
+from lightning_rlhf.logprobs import logits_of, token_logprobs
 from lightning_rlhf.models import (
     LM,
     device_of,
@@ -42,10 +43,8 @@ from lightning_rlhf.models import (
     encode_continuation,
     hidden_states,
     load_on_device,
-    logits_of,
     pad_batch,
     run_context,
-    token_logprobs,
     vocabulary,
 )
 from lightning_rlhf.scoring import load_reward

@@ -39,17 +39,10 @@ from torch import Tensor
 from .alarms import Vitals, negative_kl, repeated_bigrams
 from .data import PromptBatch
 from .generation import sample_with, seed_for, truncate, until
+from .logprobs import head_kl, head_logprobs
 from .lora import adapters_off
 from .memory import checkpointed
-from .models import (
-    ScalarModel,
-    decode,
-    head_kl,
-    head_logprobs,
-    hidden_states,
-    save_policy,
-    save_reward,
-)
+from .models import ScalarModel, decode, hidden_states, save_policy, save_reward
 from .objective import (
     AdaptiveKL,
     FixedKL,

@@ -77,7 +77,7 @@ def shard(network: Any, mesh: DeviceMesh) -> None:
 
 
 def _call(function: Callable[..., Any], *args: Any) -> Any:
-    """What `models.within` runs as a part of a sharded model's forward."""
+    """What `logprobs.within` runs as a part of a sharded model's forward."""
     return function(*args)
 
 

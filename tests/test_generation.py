@@ -10,7 +10,8 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 from lightning_rlhf.generation import draw, sample, sample_until, sample_with, seed_for, truncate
-from lightning_rlhf.models import LM, SplitTrunk, hidden_states, load_lm, logits_of, pad_batch, token_logprobs
+from lightning_rlhf.logprobs import logits_of, token_logprobs
+from lightning_rlhf.models import LM, SplitTrunk, hidden_states, load_lm, pad_batch
 
 # ---------------------------------------------------------------------------------------------------------- truncation
 

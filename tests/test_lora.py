@@ -25,8 +25,9 @@ from transformers import (
 )
 
 from lightning_rlhf.data import PreferenceData, PromptBatch, PromptData, SFTData
+from lightning_rlhf.logprobs import head_logprobs, logits_of
 from lightning_rlhf.lora import LoRA, adapters_off, add_lora, lora_layers, plain_copy
-from lightning_rlhf.models import ASSETS, head_logprobs, hidden_states, load_lm, load_scalar, load_tokenizer, logits_of
+from lightning_rlhf.models import ASSETS, hidden_states, load_lm, load_scalar, load_tokenizer
 from lightning_rlhf.optim import AdamTF
 from lightning_rlhf.ppo import PPOModule, Rollout
 from lightning_rlhf.reward import RewardModule

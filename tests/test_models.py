@@ -19,33 +19,28 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from lightning_rlhf.logprobs import _HeadLogprobs, entropy_of, head_kl, head_logprobs, logits_of, token_logprobs
 from lightning_rlhf.models import (
     ASSETS,
     LM,
     ScalarHead,
     ScalarModel,
     SplitTrunk,
-    _HeadLogprobs,
     bos_ids,
     decode,
     encode,
     encode_continuation,
-    entropy_of,
     find_lm,
-    head_kl,
-    head_logprobs,
     hidden_states,
     load_lm,
     load_scalar,
     load_tokenizer,
-    logits_of,
     pack_groups,
     pad_batch,
     position_ids,
     read_reward_info,
     save_policy,
     save_reward,
-    token_logprobs,
 )
 from lightning_rlhf.tasks import UsageError
 
@@ -189,7 +184,7 @@ def test_head_kl_is_that_of_whole_logits(frozen: bool, bias: bool, rows: int, mo
     torch.manual_seed(0)
     heads = [torch.nn.Linear(6, 11, bias=bias).requires_grad_(not frozen) for _ in range(2)]
     model, reference = (type("Model", (), {"get_output_embeddings": lambda self, head=head: head})() for head in heads)
-    monkeypatch.setattr("lightning_rlhf.models._rows_of_logits", lambda head: rows)
+    monkeypatch.setattr("lightning_rlhf.logprobs._rows_of_logits", lambda head: rows)
     ref_hidden, upstream, grads = torch.randn(2, 4, 6), torch.randn(2, 4), []
     for fused in (True, False):
         hidden = torch.randn(2, 4, 6, generator=torch.Generator().manual_seed(1), requires_grad=True)

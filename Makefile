@@ -23,7 +23,7 @@ demo: $(VENV)/.ready $(if $(filter smollm2,$(MODEL)),$(VENV)/.smollm2)
 	PATH="$(CURDIR)/$(BIN):$$PATH" SHORT=1 bash runs/sentiment.sh $(MODEL) $(SEED)
 
 test: $(VENV)/.ready
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

@@ -489,7 +489,12 @@ class PPOModule(PPOSetup):
                 values = value if isinstance(value, dict) else {type(metric).__name__: value}
                 found.update({f"val/{name}": float(v) for name, v in values.items()})
                 metric.reset()  # type: ignore[operator]
-        self.log_dict(found, batch_size=len(answers))
+        if self.trainer.training:  # `_validate_what_is_due`: what a training step logs, Lightning repeats at each later one
+            for logger in self.loggers:
+                logger.log_metrics(found, step=max(0, self.updates - 1))
+            self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in found.items()})
+        else:
+            self.log_dict(found, batch_size=len(answers))
         self.validated = self.updates
         if self.held_out is not None:
             scores, held_out = [a.score for a in answers], [float(a.held_out or 0.0) for a in answers]

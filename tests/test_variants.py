@@ -1,5 +1,6 @@
 """The variants of PPO in process, on the embedded stories260k; 2019's own form is in test_train.py."""
 
+import csv
 import json
 import math
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as L
 import torch
+from pytorch_lightning.loggers import CSVLogger
 from tiny import PROMPTS
 from torch import Tensor
 from torchmetrics import Metric
@@ -514,6 +516,21 @@ def test_validation(tmp_path: Path) -> None:
     metric.update([r["response"] for r in last], [r["reference"] for r in last])
     assert logged["val/CharErrorRate"] == pytest.approx(metric.compute().item())
     assert logged["val/longer"] == pytest.approx(sum(len(r["response"]) > len(r["reference"]) for r in last) / 6)
+
+
+def test_a_validation_is_logged_once(tmp_path: Path) -> None:
+    """Iteration 0's runs within a training step, whose figures Lightning would log again at each later one."""
+    module, data = made(tmp_path, iterations=4, val=6, batch_size=4)
+    trainer = trainer_of(every=2)
+    logger = CSVLogger(tmp_path)
+    trainer.loggers, trainer.log_every_n_steps = [logger], 1  # type: ignore[attr-defined]
+    trainer.fit(module, data)
+    logger.save()
+    with (Path(logger.log_dir) / "metrics.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows if row["val/kl"]] == ["0", "1", "3"]
+    assert [float(row["val/kl"]) == 0 for row in rows if row["val/kl"]] == [True, False, False]
+    assert [row["step"] for row in rows if row["objective/kl"]] == ["0", "1", "2", "3"]
 
 
 def test_validation_leaves_training_alone(tmp_path: Path) -> None:

@@ -32,10 +32,9 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
+from eval.server import NoAnswer, post_json
 from lightning_rlhf.files import bad, check, read_jsonl, show
 from lightning_rlhf.tasks import UsageError
-
-from .server import NoAnswer, post_json
 
 Row = Mapping[str, Any]
 Sample = tuple[str, str, int]  # id, policy, index

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# CNN/DM in one report: SummEval's 16 systems on 100 articles, beside lead-1 and the human references, with two judges: the experts'
-# ratings (the sum of four axes) and ROUGE against eleven references. No model is needed; about three minutes on one core.
+# CNN/DM in one report: SummEval's 16 systems on 100 articles, with two judges: the experts' ratings (the sum of four axes) and ROUGE
+# against eleven references. No model is needed; about three minutes on one core.
 #
 #   runs/cnndm_summeval.sh DATA_DIR OUT [OPTION …]
 #

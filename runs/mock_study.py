@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
+from eval.__main__ import curves
 from eval.frontier import best_of_n, over_optimised, run_of
-from eval.report import read_curves
 from eval.winrate import mean_interval
 from lightning_rlhf.generation import seed_for
 from lightning_rlhf.labelers import answer
@@ -33,17 +33,16 @@ QUERIES, DRAWN = 128, 64
 
 def validations(folder: Path) -> Any:
     """The validations of the PPO run in a folder: KL, the reward that was trained on, and the known one."""
-    file = max(folder.glob("logs/ppo/version_*/metrics.csv"), key=lambda p: int(p.parent.name.split("_")[1]))
-    found = run_of(str(folder), read_curves(file), "val/kl", "val/score", "val/held_out")
+    found = run_of(str(folder), curves(str(folder / "logs")).get("ppo", {}), "val/kl", "val/score", "val/held_out")
     if found is None:
-        raise SystemExit(f"{file}: no validation with val/kl, val/score and val/held_out")
+        raise SystemExit(f"{folder}/logs/ppo: no validation with val/kl, val/score and val/held_out")
     return found
 
 
 def best_of(study: Path) -> dict[str, dict[str, float]]:
     """Expected known reward of best-of-n, by reward model; `known` picks by the known reward itself."""
-    task = Task(**json.loads((study / "labels" / "run.json").read_text(encoding="utf-8"))["config"]["task"])
-    lm = load_lm(json.loads((study / "labels" / "run.json").read_text(encoding="utf-8"))["config"]["lm"])
+    config = json.loads((study / "labels" / "run.json").read_text(encoding="utf-8"))["config"]
+    task, lm = Task(**config["task"]), load_lm(config["lm"])
     prompts = [str(p.prompt) for p in read_prompts(study / "val.jsonl")][:QUERIES]
     resolved, texts = task_tokens(task, lm.tokenizer), []
     for first in range(0, len(prompts), 16):

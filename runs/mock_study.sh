@@ -15,18 +15,18 @@ HARDWARE=configs/hardware/cpu.yaml
 PAIRS='[{"prompt": "", "better": " what a wonderful, lovely day.", "worse": " what a terrible, awful mess."}]'
 cd "$(dirname "$0")/.."
 fit() { # STAGE FOLDER flags …
-  STAGE=$1 FOLDER=$2
+  local STAGE=$1 FOLDER=$2
   shift 2
   if [ ! -e "$FOLDER/$STAGE/run.json" ]; then
     lightning-rlhf fit -c "$BASE/$STAGE.yaml" -c "$OVER/$STAGE.yaml" -c $HARDWARE --run_dir "$FOLDER" --seed_everything "$SEED" "$@"
   fi
 }
 ppo() { # FOLDER flags …: standard, and with a weak penalty that stays
-  FOLDER=$1
+  local FOLDER=$1
   shift
-  HELD=(--data.val "$OUT/val.jsonl" --model.held_out_reward known:sentiment --trainer.val_check_interval 4)
+  local HELD=(--data.val "$OUT/val.jsonl" --model.held_out_reward known:sentiment --trainer.val_check_interval 4)
   fit ppo "$FOLDER" "${HELD[@]}" "$@"
-  WEAK=(--model.output "$FOLDER/weak/ppo" --model.kl_target null --model.kl_coef 0.02 --trainer.logger.save_dir "$FOLDER/weak/logs")
+  local WEAK=(--model.output "$FOLDER/weak/ppo" --model.kl_target null --model.kl_coef 0.02 --trainer.logger.save_dir "$FOLDER/weak/logs")
   fit ppo "$FOLDER/weak" "${HELD[@]}" "$@" --run_dir "$FOLDER" "${WEAK[@]}"
 }
 set -x

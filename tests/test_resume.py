@@ -77,7 +77,8 @@ class KillIn(Callback):
 FLAGS = {
     "sft": ("--data.batch_size", "30", "--trainer.precision", "32-true"),  # 6 batches
     "reward": ("--data.batch_size", "30", "--trainer.precision", "32-true"),
-    "ppo": ("--data.batch_size", "8", "--data.total_episodes", "32", "--trainer.precision", "32-true"),  # 4 iterations
+    # 4 iterations
+    "ppo": ("--data.batch_size", "8", "--data.total_episodes", "32", "--trainer.precision", "32-true", "--model.kl_coef", "0.15"),
 }
 EVERY = {"sft": 2, "reward": 2, "ppo": 1}
 KILL_AT = {"sft": 4, "reward": 4, "ppo": 10}  # the 4th of 6 batches; the 2nd of 4 inner epochs of the 3rd iteration

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +23,7 @@ import torch
 from tqdm import tqdm
 
 from eval.baselines import Policy, best_of_n_kl, few_shot, text_of
-from lightning_rlhf.files import DataError, bad, file_sha256, write_jsonl
+from lightning_rlhf.files import DataError, append_jsonl, bad, file_sha256, unfinished, write_jsonl
 from lightning_rlhf.generation import seed_for, truncate
 from lightning_rlhf.labelers import answer
 from lightning_rlhf.models import (
@@ -96,18 +95,6 @@ def put(path: Path, rows: Sequence[Any], key: Row) -> None:
     sidecar.unlink(missing_ok=True)
     write_jsonl(path, rows)
     sidecar.write_text(json.dumps(key, indent=1), encoding="utf-8")
-
-
-def unfinished(path: Path, key: Row) -> dict[str, Row]:
-    """Rows by id that an interrupted run with the same key left in a file of rows, which is made ready to be appended to."""
-    head = json.dumps(key, sort_keys=True).encode()
-    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []  # what no line end follows was torn off
-    if not lines or lines[0] != head:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(head + b"\n")
-        return {}
-    os.truncate(path, sum(len(line) + 1 for line in lines))
-    return {row["id"]: row for row in map(json.loads, lines[1:])}
 
 
 # ---------------------------------------------------------------------------------------------------------- the prompts
@@ -289,7 +276,7 @@ def sample_policy(
     if keep(path, key):
         return
     part = path.with_suffix(".part")
-    done = unfinished(part, key)
+    done = {row["id"]: row for row in unfinished(part, key)}
     asked_task = policy_task(policy, task, prompts, seed)
     ask = ask_server(policy, asked_task, lm) if policy.server else ask_model(policy, asked_task, prompts, precision, name)
     reward = load_reward(policy.reward) if policy.reward is not None else None
@@ -300,7 +287,7 @@ def sample_policy(
 
     bar = tqdm(total=len(ids), initial=len(ids) - sum(len(b) for _, b in missing), desc=f"sample {name}", unit="prompt")
     try:
-        with part.open("ab") as handle, bar:
+        with bar:
             asked = lambda batch: (batch[1], ask([prompts.records[i].prompt for i in batch[1]], seed_for(own_seed, batch[0])))  # noqa: E731
             for of_batch, answers in each(asked, missing, REQUESTS if policy.server else 1):
                 best = choose(reward, prompts, of_batch, answers[0], precision)
@@ -308,9 +295,7 @@ def sample_policy(
                     sampled_row(name, policy, task, id_, prompts.records[id_], own_seed, texts[k], tokens[k], found[k])
                     for id_, k, texts, tokens, found in zip(of_batch, best, *answers, strict=True)
                 ]
-                handle.write(b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows))
-                handle.flush()
-                os.fsync(handle.fileno())
+                append_jsonl(part, rows)
                 done |= {row["id"]: row for row in rows}
                 bar.update(len(rows))
     except UsageError as error:

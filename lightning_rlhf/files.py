@@ -308,6 +308,32 @@ def write_jsonl(path: PathLike, rows: Iterable[Any]) -> int:
     return count
 
 
+def append_jsonl(path: PathLike, rows: Iterable[Any]) -> None:
+    """Add rows to a file of JSON lines and wait until they are on disk; a kill leaves half a line at most."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = b"".join(_encode(row, f"{path}: a new row") for row in rows)
+    with path.open("ab") as handle:
+        handle.write(data)
+        handle.flush()
+        os.fsync(handle.fileno())
+
+
+def unfinished(path: PathLike, key: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows that an interrupted run with the same key left in a file, which is made ready for `append_jsonl`.
+
+    The key, whatever decides the rows, is the file's first line; a file with another key is begun anew.
+    """
+    path, head = Path(path), json.dumps(key, sort_keys=True).encode()
+    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []  # what no line end follows was torn off
+    if not lines or lines[0] != head:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(head + b"\n")
+        return []
+    os.truncate(path, sum(len(line) + 1 for line in lines))
+    return [json.loads(line) for line in lines[1:]]
+
+
 def file_sha256(path: PathLike) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as handle:

@@ -14,7 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 from .chat import rendered
-from .files import DataError, write_jsonl
+from .files import DataError, append_jsonl, file_sha256, unfinished, write_jsonl
 from .generation import sample, seed_for, truncate
 from .models import LM, decode, device_of, encode, find_lm, load_on_device, load_tokenizer, pad_batch, run_context
 from .records import Prompt, read_prompts
@@ -65,6 +65,8 @@ def label(
 ) -> None:
     """Collect comparisons: sample, let the labeler choose, write {train,val}.jsonl and the chosen ones as demonstrations.
 
+    Each batch goes to disk at once (`{train,val}.part`); the same command after a kill goes on from there.
+
     Args:
         lm: The policy that answers.
         task: The task.
@@ -108,20 +110,26 @@ def label(
     resolved = task_tokens(task, policy.tokenizer)
     counts: dict[str, Any] = {}
     for split, records in splits.items():
-        comparisons: list[dict[str, Any]] = []
-        bar = tqdm(total=len(records), desc=f"labels {split}", unit="prompt")
-        for first in range(0, len(records), batch_size):
+        part = Path(output) / f"{split}.part"
+        key = {**config, "seed": seed, "prompts": file_sha256(files[split]), "limit": limits[split]}
+        comparisons: list[dict[str, Any]] = [row for batch in unfinished(part, key) for row in batch["rows"]]
+        bar = tqdm(total=len(records), initial=len(comparisons), desc=f"labels {split}", unit="prompt")
+        for first in range(len(comparisons), len(records), batch_size):
             batch = records[first : first + batch_size]
             number = first // batch_size + (1_000_000 if split == "val" else 0)
             with run_context(precision, policy.model):
                 texts, _, _ = answer(policy, task, resolved, [r.prompt for r in batch], seed_for(seed, number), num_samples)
-            comparisons += compare(reward, batch, texts)
+            rows = compare(reward, batch, texts)
+            append_jsonl(part, [{"rows": rows}])
+            comparisons += rows
             bar.update(len(batch))
         bar.close()
         counts[split] = write_jsonl(Path(output) / f"{split}.jsonl", comparisons)
         chosen = [{"prompt": c["prompt"], "completion": c["responses"][c["best"]]} for c in comparisons]
         write_jsonl(Path(output) / f"demonstrations.{split}.jsonl", chosen)
     info.write(output, figures=counts)
+    for split in splits:
+        (Path(output) / f"{split}.part").unlink()
     print(f"{output}: {counts['train']} train and {counts['val']} val comparisons, best of {num_samples} by {labeler}")
 
 

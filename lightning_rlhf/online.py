@@ -24,7 +24,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_warn
 from tqdm import tqdm
 
-from .files import DataError, read_jsonl, write_jsonl
+from .files import DataError, append_jsonl, read_jsonl, write_jsonl
 from .generation import seed_for
 from .labelers import PRECISIONS, answer, compare
 from .models import LM, find_lm, load_on_device, run_context
@@ -77,15 +77,6 @@ class RoundEnd(StageCheckpoint):
 
 
 # -------------------------------------------------------------------------------------------------------------- labels
-
-
-def append_durably(file: Path, rows: list[dict[str, Any]]) -> None:
-    """Add lines to a file and wait until they are on disk."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("ab") as handle:
-        handle.write("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows).encode())
-        handle.flush()
-        os.fsync(handle.fileno())
 
 
 def count_labels(file: Path) -> int:
@@ -182,7 +173,7 @@ class Collector:
             picked = [prompts[i % len(prompts)] for i in range(first, last)]
             texts = self.sample(split, picked, first, num_samples)
             rows = self.judge(split, picked, texts, first, round_number)
-            append_durably(file, rows[max(0, have - first) :])
+            append_jsonl(file, rows[max(0, have - first) :])
             bar.update(last - max(first, have))
         bar.close()
 

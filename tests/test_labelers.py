@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lightning_rlhf import labelers
 from lightning_rlhf.files import DataError
 from lightning_rlhf.known import RougeReward, SentimentReward
 from lightning_rlhf.labelers import answer, compare, label
@@ -64,6 +66,34 @@ def test_seed_decides(tiny_run: Path, tmp_path: Path) -> None:
     assert [r["prompt"] for r in other] == [r["prompt"] for r in first]
     assert [r["responses"] for r in other] != [r["responses"] for r in first]
     assert len(rows(tmp_path / "a/val.jsonl")) == 3
+
+
+def test_a_killed_run_goes_on_from_its_last_batch(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The labels are those of a run that nobody killed; other options begin anew."""
+    whole, asked = labelled(tiny_run, tmp_path / "whole"), []
+
+    def dies(*args: Any, at: int = 0) -> Any:
+        asked.append(args[3])
+        if len(asked) == at:
+            raise KeyboardInterrupt
+        return answer(*args)
+
+    def killed(**options: Any) -> list[dict[str, Any]]:
+        asked.clear()
+        monkeypatch.setattr(labelers, "answer", partial(dies, at=2))
+        with pytest.raises(KeyboardInterrupt):
+            labelled(tiny_run, tmp_path / "killed", **options)
+        with (tmp_path / "killed/train.part").open("ab") as handle:
+            handle.write(b'{"rows": [')  # torn off by the kill
+        asked.clear()
+        monkeypatch.setattr(labelers, "answer", dies)
+        return labelled(tiny_run, tmp_path / "killed", **(options if options != {"seed": 2} else {}))
+
+    assert killed() == whole
+    assert [len(batch) for batch in asked] == [2, 3]  # the second of 4 + 2; val
+    assert not list((tmp_path / "killed").glob("*.part"))
+    assert killed(seed=2) == whole
+    assert [len(batch) for batch in asked] == [4, 2, 3]
 
 
 def test_labeler_of_ones_own(tiny_run: Path, tmp_path: Path) -> None:

@@ -111,12 +111,12 @@ def test_a_run_and_the_same_run_killed_everywhere(
             handle.write(whole[: -len(json.dumps(lines[-1])) // 2])
 
     kills: list[Callable[[pytest.MonkeyPatch], None]] = [
-        lambda p: throws(p, "append_durably", 3, first_do=half_a_line),  # while labels are written
+        lambda p: throws(p, "append_jsonl", 3, first_do=half_a_line),  # while labels are written
         lambda p: throws(p, "fit", 1),  # labels there, no reward model yet
         lambda p: throws(p, "point", 1),  # reward model there, not pointed at
         lambda p: throws(p, "rollout", 2, PPOModule),  # inside the first round's PPO
         lambda p: throws(p, "export", 1, PPOModule),  # after the round's checkpoint, before its policy
-        lambda p: throws(p, "append_durably", 2),  # labels of the second round
+        lambda p: throws(p, "append_jsonl", 2),  # labels of the second round
         lambda p: throws(p, "rollout", 2, PPOModule),
     ]
     for kill in kills:

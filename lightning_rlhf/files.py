@@ -16,6 +16,8 @@ import io
 import json
 import os
 import re
+import shutil
+import time
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext, suppress
@@ -332,6 +334,34 @@ def unfinished(path: PathLike, key: dict[str, Any]) -> list[dict[str, Any]]:
         return []
     os.truncate(path, sum(len(line) + 1 for line in lines))
     return [json.loads(line) for line in lines[1:]]
+
+
+def point(link: Path, target: Path) -> None:
+    """Make `link` a symbolic link to a folder beside it, by rename."""
+    partial = link.with_name(f".{link.name}.link")
+    partial.unlink(missing_ok=True)
+    partial.symlink_to(os.path.relpath(target, link.parent))
+    partial.replace(link)
+
+
+def put_in_place(partial: Path, path: Path) -> None:
+    """Give what was written aside, a file or a folder, its name; what stood there is replaced and removed.
+
+    The name has the old one or the new one at every moment. A folder cannot replace a folder in one step, so it gets a name of
+    its own beside `path`, which becomes a link to it.
+    """
+    for file in [partial] if partial.is_file() else [f for f in partial.rglob("*") if f.is_file()]:
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())
+    old = path.resolve() if path.is_symlink() else None
+    if partial.is_file():
+        partial.replace(path)
+    else:
+        folder = path.with_name(f".{path.name}.{time.time_ns()}")
+        partial.rename(folder)
+        point(path, folder)
+    if old is not None:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def file_sha256(path: PathLike) -> str:

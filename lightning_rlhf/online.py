@@ -24,7 +24,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_warn
 from tqdm import tqdm
 
-from .files import DataError, append_jsonl, read_jsonl, write_jsonl
+from .files import DataError, append_jsonl, point, read_jsonl, write_jsonl
 from .generation import seed_for
 from .labelers import PRECISIONS, answer, compare
 from .models import LM, find_lm, load_on_device, run_context
@@ -193,14 +193,6 @@ class Collector:
 # -------------------------------------------------------------------------------------------------------------- rounds
 
 
-def point(link: Path, target: Path) -> None:
-    """Make `link` a symbolic link to a folder beside it, by rename."""
-    partial = link.with_name(f".{link.name}.partial")
-    partial.unlink(missing_ok=True)
-    partial.symlink_to(os.path.relpath(target, link.parent))
-    partial.replace(link)
-
-
 def stage_config(file: Path, options: dict[str, Any]) -> Path:
     """Write what a round changes of a stage's config, as an overlay that can be given to `fit` by hand too."""
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -213,7 +205,7 @@ def fit(configs: list[str], overlay: Path, checkpoint: Path) -> None:
     from .cli import run_fit
 
     words = [word for file in [*configs, str(overlay)] for word in ("-c", file)]
-    run_fit(["fit", *words, *(["--ckpt_path", str(checkpoint)] if checkpoint.is_file() else [])])
+    run_fit(["fit", *words, *(["--ckpt_path", str(checkpoint)] if checkpoint.exists() else [])])
 
 
 def online(

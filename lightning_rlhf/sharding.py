@@ -46,12 +46,12 @@ def sharding_problems(strategy: Any, devices: int) -> list[str]:
             f"trainer.strategy: found data_parallel_size {found[0]} and tensor_parallel_size {found[1]}, expected {devices} and "
             "1: networks are sharded over all devices"
         )
-    if strategy._save_distributed_checkpoint:
-        problems.append(
-            "trainer.strategy: found save_distributed_checkpoint true, expected false: a folder of shards is read back only with "
-            "the frozen weights, which checkpoints leave out"
-        )
     return problems
+
+
+def in_shards(strategy: Any) -> bool:
+    """Whether a checkpoint is a folder, to which each device writes its part."""
+    return isinstance(strategy, ModelParallelStrategy) and bool(strategy._save_distributed_checkpoint)
 
 
 # --------------------------------------------------------------------------------------------------------------- sharding

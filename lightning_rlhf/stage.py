@@ -6,8 +6,8 @@ reloaded from where it came from. A resume with other options is refused by name
 
 from __future__ import annotations
 
-import os
 import pickle
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -15,20 +15,24 @@ from typing import Any
 
 import pytorch_lightning as L
 import torch
+from pytorch_lightning.utilities import rank_zero_warn
 
-from .files import file_sha256
+from .files import file_sha256, put_in_place
 from .lora import LoRA
 from .runinfo import RunInfo
 from .sharding import (
     average_gradients,
     clip_gradients,
     gradient_norm,
+    in_shards,
     parameter_groups,
     shard,
     sharding_problems,
     whole_networks,
 )
 from .tasks import Task, UsageError, task_dict
+
+SHARDS = "meta.pt"  # in a checkpoint that is a folder: all but the tensors, as Lightning names it
 
 
 class StageModule(L.LightningModule):
@@ -132,9 +136,10 @@ class StageModule(L.LightningModule):
         """Take that state up again."""
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Frozen parameters leave; options and the stage's state come in."""
-        keep = self.trained_keys()
-        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in keep}
+        """Frozen parameters leave (a folder of shards is read back whole, with them); options and the stage's state come in."""
+        if not in_shards(self.trainer.strategy):
+            keep = self.trained_keys()
+            checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in keep}
         checkpoint["stage"] = {"name": self.stage, "options": self.options, "state": self.stage_state()}
 
     def record_options(self, config: dict[str, Any], files: dict[str, str | None]) -> None:
@@ -156,10 +161,11 @@ class StageModule(L.LightningModule):
 
     def check_checkpoint(self, path: str) -> list[str]:
         """Why a checkpoint cannot be resumed from, in words, one line an option; nothing but the file is loaded."""
-        if not Path(path).is_file():
+        if not Path(path).exists():
             return [f"--ckpt_path: {path}: no such file"]
+        file = Path(path) / SHARDS if Path(path).is_dir() else path
         try:
-            saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True).get("stage", {})
+            saved = torch.load(file, map_location="cpu", weights_only=True, mmap=True).get("stage", {})
         except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, AttributeError):
             return [f"--ckpt_path: {path}: found no whole checkpoint there, expected a file that a stage wrote"]
         return self.differences(saved)
@@ -208,10 +214,10 @@ class StageModule(L.LightningModule):
 
 
 class StageCheckpoint(L.Callback):
-    """One checkpoint file, replaced every so many batches by rename, so that it is never half-written.
+    """One checkpoint, replaced every so many batches by rename, so that it is never half-written.
 
     Args:
-        path: The file.
+        path: The file; a link to a folder where the strategy has each device write its part (`save_distributed_checkpoint`).
         every: Batches (for PPO: iterations) between two; the last batch always makes one. Where batches are accumulated, one
             that is due waits for the end of the optimizer step, whose gradients a checkpoint does not hold.
     """
@@ -228,15 +234,28 @@ class StageCheckpoint(L.Callback):
         if due or done == trainer.num_training_batches:
             self.save(trainer)
 
+    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+        """Say of a checkpoint that a killed run left half-written that it is not used."""
+        if self.path.is_dir() and not self.path.is_symlink():
+            raise UsageError(f"StageCheckpoint.path: found the folder {self.path}, expected a file's name")
+        if self.partial.exists():
+            rank_zero_warn(f"{self.partial}: a checkpoint that was interrupted; ignored, {self.path} is the last whole one")
+
+    @property
+    def partial(self) -> Path:
+        """Where a checkpoint is written before it has its name."""
+        return self.path.with_name(f".{self.path.name}.partial")
+
     def save(self, trainer: L.Trainer) -> None:
         """Write it aside, then rename."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name(f".{self.path.name}.partial")
-        trainer.save_checkpoint(partial)
         if trainer.is_global_zero:
-            with partial.open("rb") as handle:
-                os.fsync(handle.fileno())
-            partial.replace(self.path)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if self.partial.is_dir():  # shards of a run on other devices
+                shutil.rmtree(self.partial)
+        trainer.strategy.barrier()
+        trainer.save_checkpoint(self.partial)
+        if trainer.is_global_zero:
+            put_in_place(self.partial, self.path)
         trainer.strategy.barrier()
 
 

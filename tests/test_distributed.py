@@ -84,9 +84,9 @@ def write(path: Path, content: str | list[dict[str, Any]]) -> str:
     return str(path)
 
 
-def sharded() -> ModelParallelStrategy:
+def sharded(folder: bool = False) -> ModelParallelStrategy:
     return ModelParallelStrategy(
-        data_parallel_size=2, tensor_parallel_size=1, save_distributed_checkpoint=False, timeout=timedelta(seconds=60)
+        data_parallel_size=2, tensor_parallel_size=1, save_distributed_checkpoint=folder, timeout=timedelta(seconds=60)
     )
 
 
@@ -222,7 +222,7 @@ JOBS: dict[str, tuple[str, Callable[[], Any], dict[str, Any]]] = {
     "ppo, replicas": ("ppo", replicated, {}),
     "sft, shards, GPT-2 with its own head": ("sft", sharded, {"policy": "gpt2", "clip": 0.5}),
     "reward, shards": ("reward", sharded, {"clip": 0.5}),
-    "ppo, shards": ("ppo", sharded, {"max_grad_norm": 0.2, "micro_batch_size": 2, "reward": "reward"}),
+    "ppo, shards": ("ppo", sharded, {"max_grad_norm": 0.2, "micro_batch_size": 2, "reward": "reward", "kl_loss": 1.0}),
     "ppo, shards, adapters": ("ppo", sharded, {
         "lora": LoRA(r=2, alpha=4.0), "value": "separate", "gradient_checkpointing": True,
     }),
@@ -307,14 +307,14 @@ def test_responses_end_unevenly(runs: Runs) -> None:
 # ---------------------------------------------------------------------------------------------------- a rank that dies
 
 
-def test_a_rank_that_dies_ends_the_job_and_its_checkpoint_is_good(runs: Runs, tmp_path: Path) -> None:
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_rank_that_dies_ends_the_job_and_its_checkpoint_is_good(runs: Runs, tmp_path: Path, folder: bool) -> None:
     """The second rank is killed in the second of two iterations; the resume of two ranks ends as if nothing had happened."""
     name, output = "ppo, shards", tmp_path / "export"
 
     def killed() -> None:
-        fit(
-            runs.folder, output, "ppo", sharded(), more=[Kill(rank=1, step=4, mark=tmp_path / "mark")], **given(runs.folder, name)
-        )
+        killer = Kill(rank=1, step=4, mark=tmp_path / "mark")
+        fit(runs.folder, output, "ppo", sharded(folder), more=[killer], **given(runs.folder, name))
 
     ranks = Ranks(tmp_path / "killed", killed)
     assert ranks.join(300) == [1, -signal.SIGKILL], ranks.errors()
@@ -322,11 +322,14 @@ def test_a_rank_that_dies_ends_the_job_and_its_checkpoint_is_good(runs: Runs, tm
     assert "RuntimeError" in ranks.errors()  # the first rank's, of a peer that closed the connection
     assert not output.exists()
     checkpoint = output.with_suffix(".ckpt")
-    saved = torch.load(checkpoint, weights_only=True)
+    saved = torch.load(checkpoint / "meta.pt" if folder else checkpoint, weights_only=True)
     assert saved["stage"]["state"]["updates"] == 1
+    if folder:
+        assert sorted(f.suffix for f in checkpoint.iterdir()) == ["", ".distcp", ".distcp", ".pt"]
+        assert [f for f in tmp_path.iterdir() if f.is_dir() and f.name.startswith(".")] == [checkpoint.resolve()]
 
     def resumed() -> None:
-        fit(runs.folder, output, "ppo", sharded(), resume=str(checkpoint), **given(runs.folder, name))
+        fit(runs.folder, output, "ppo", sharded(folder), resume=str(checkpoint), **given(runs.folder, name))
 
     ranks = Ranks(tmp_path / "resumed", resumed)
     assert ranks.join(300) == [0, 0], ranks.errors()
@@ -350,8 +353,6 @@ def trainer_of(strategy: Any, devices: int = 2) -> Any:
         (sharded, {"trainable_layers": 2}, "model.trainable_layers: found 2 with ModelParallelStrategy"),
         (lambda: ModelParallelStrategy(save_distributed_checkpoint=False), {},
          "trainer.strategy: found data_parallel_size auto and tensor_parallel_size auto, expected 2 and 1"),
-        (lambda: ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1), {},
-         "trainer.strategy: found save_distributed_checkpoint true, expected false"),
         (FSDPStrategy, {}, "trainer.strategy: found FSDPStrategy, expected ModelParallelStrategy"),
     ],
 )  # fmt: skip

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import pytorch_lightning as L
 import torch
 import yaml
 from safetensors.torch import load_file
 
 from lightning_rlhf.cli import main
+from lightning_rlhf.files import put_in_place
 from lightning_rlhf.stage import StageCheckpoint
 from lightning_rlhf.tasks import UsageError
 
@@ -259,6 +261,39 @@ def test_killed_after_the_last_checkpoint(runs: Runs, stage: str) -> None:
     after = load_file(export / "model.safetensors")
     assert before.keys() == after.keys()
     assert all(torch.equal(before[k], after[k]) for k in before)
+
+
+def test_a_checkpoint_takes_its_name_in_one_step(tmp_path: Path) -> None:
+    """A file or a folder replaces either; what was replaced is gone."""
+    name, aside = tmp_path / "last.ckpt", tmp_path / ".last.ckpt.partial"
+
+    def put(content: str, folder: bool) -> None:
+        if folder:
+            aside.mkdir()
+        (aside / "shard" if folder else aside).write_text(content, encoding="utf-8")
+        put_in_place(aside, name)
+        assert (name / "shard" if folder else name).read_text(encoding="utf-8") == content
+        assert len(list(tmp_path.iterdir())) == 1 + folder  # the folder, and the link to it
+
+    for content, folder in (("a", False), ("b", True), ("c", True), ("d", False), ("e", False)):
+        put(content, folder)
+
+
+def test_an_interrupted_checkpoint_is_ignored_with_a_warning(tmp_path: Path) -> None:
+    saver = StageCheckpoint(str(tmp_path / "last.ckpt"))
+    saver.partial.mkdir()
+    with pytest.warns(UserWarning, match=r"\.last\.ckpt\.partial: a checkpoint that was interrupted; ignored"):
+        saver.setup(L.Trainer(logger=False), None, "fit")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UsageError, match=r"StageCheckpoint\.path: found the folder .*folder, expected a file's name"):
+        StageCheckpoint(str(tmp_path / "folder")).setup(L.Trainer(logger=False), None, "fit")
+
+
+@pytest.mark.usefixtures("no_models")
+def test_a_folder_without_a_checkpoint_is_refused(runs: Runs, tmp_path: Path, refused: Callable[..., str]) -> None:
+    (tmp_path / "0.distcp").write_bytes(b"half")  # the shards of a save that was killed
+    message = refused(runs.arguments("sft", runs.killed, "--ckpt_path", str(tmp_path)))
+    assert f"--ckpt_path: {tmp_path}: found no whole checkpoint there" in message
 
 
 CHANGED = [

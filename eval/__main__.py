@@ -26,14 +26,13 @@ from eval.judges import find_judge, load_judge
 from eval.report import build_report, read_curves, write_report
 from eval.sample import by_policy, held_out, sample_policies
 from eval.score import score_samples
-from lightning_rlhf.cli import LM_HELP, RUN_DIR_HELP, check_yaml, one_message, quiet
+from lightning_rlhf.cli import check_yaml, one_message, quiet
 from lightning_rlhf.files import DataError, read_jsonl
 from lightning_rlhf.models import find_lm
 from lightning_rlhf.records import read_comparisons
 from lightning_rlhf.runinfo import RunInfo
 from lightning_rlhf.scoring import LearnedReward, comparison_accuracy, comparison_scores, find_reward, load_callable
-from lightning_rlhf.stage import told
-from lightning_rlhf.tasks import Task, UsageError
+from lightning_rlhf.tasks import LM_HELP, RUN_DIR_HELP, Task, UsageError, told
 
 STEPS = {
     "sample": "What each policy answers to the held-out prompts: prompts -> OUTPUT/samples/POLICY.jsonl.",

@@ -1,4 +1,4 @@
-"""The command line: `fit` and `validate` are a LightningCLI; the other commands are functions of their files.
+"""The command line: `fit` and `validate` are a LightningCLI (`fit.py`); the other commands are functions of their files.
 
 Every command takes `-c FILE` any number of times, later ones over earlier ones; `${run_dir}` and `${lm}` stand for the
 options of those names, so that one flag moves a whole run. Everything is checked before anything expensive starts, and a
@@ -7,172 +7,46 @@ mistake ends in one message and exit status 2.
 
 from __future__ import annotations
 
-import json
-import logging
 import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
-from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from pytorch_lightning.utilities import rank_zero_warn
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.utilities.model_helpers import is_overridden
 from transformers.utils import logging as transformers_logging
 
-from .data import StageData
-from .estimate import ALLOW, estimate, memory_problem
 from .files import DataError
-from .labelers import label
-from .online import online
-from .prompts import build_prompts
-from .scoring import guard_problems
-from .splits import split_comparisons
-from .stage import StageModule
-from .tasks import Task, UsageError
+from .tasks import RUN_DIR_HELP, UsageError
 
-FUNCTIONS: dict[str, Callable[..., None]] = {
-    "prompts": build_prompts, "labels": label, "split": split_comparisons, "online": online,
+#: A command is a function of its file; imported when it is asked for, because Lightning takes seconds to import.
+FUNCTIONS = {
+    "prompts": "prompts:build_prompts", "labels": "labelers:label", "split": "splits:split_comparisons",
+    "online": "online:online",
 }  # fmt: skip
-RUN_DIR_HELP = "Folder of the whole run; configs refer to it as ${run_dir}."
-LM_HELP = "The language model: embedded name, directory, GGUF file or Hub id; configs refer to it as ${lm}."
+STAGES = {"fit": "fit:run_fit", "validate": "fit:run_fit", "estimate": "fit:run_estimate"}
 
 
-class SaveConfig(SaveConfigCallback):
-    """Keeps the parsed config beside the logs; without a logger there is no place for it (run.json holds it too)."""
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Save it, where there is a logger."""
-        if trainer.loggers:
-            super().setup(trainer, pl_module, stage)
-
-
-class RLHFCLI(LightningCLI):
-    """LightningCLI with a task, a model name and a run directory that are set once."""
-
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """fit and validate."""
-        skip = {"model", "train_dataloaders", "val_dataloaders", "datamodule", "dataloaders", "weights_only"}
-        return {"fit": skip, "validate": skip}
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """`--run_dir`, `--lm`, `--task.*`, handed to model and data."""
-        parser.add_argument("--run_dir", type=str, default="out/run", help=RUN_DIR_HELP)
-        parser.add_argument("--lm", type=str, default="gpt2", help=LM_HELP)
-        parser.add_argument("--task", type=Task, help="The task; its fields are options too.")
-        parser.add_argument(ALLOW, type=bool, default=False, help="Start although memory is estimated not to suffice.")
-        parser.link_arguments("task", "model.init_args.task")
-        parser.link_arguments("task", "data.init_args.task")
-        parser.link_arguments("lm", "data.init_args.tokenizer")
-        for part in ("model", "data"):
-            parser.link_arguments("seed_everything", f"{part}.init_args.seed", compute_fn=int)
-
-    def _parse_ckpt_path(self) -> None:
-        """Nothing: LightningCLI would lay a checkpoint's hyperparameters over flags and YAML; here a difference is an error."""
-
-    def instantiate_classes(self) -> None:
-        """As in LightningCLI; what a class refuses of its arguments (UsageError is a ValueError) is the user's to change."""
-        try:
-            super().instantiate_classes()
-        except ValueError as error:
-            raise UsageError(str(error)) from None
-
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """As in LightningCLI; what the Trainer cannot do here (a device, a strategy) is the user's to change."""
-        try:
-            return super().instantiate_trainer(**kwargs)
-        except (MisconfigurationException, ImportError, TypeError, ValueError) as error:
-            raise UsageError(f"trainer: {error}") from None
-
-    def _check(self) -> None:
-        """Collect every problem that options and files show, before a model is loaded; raises UsageError."""
-        subcommand = self.config[self.config.subcommand]
-        resume = subcommand.get("ckpt_path")
-        config = yaml.safe_load(self._parser(self.config.subcommand).dump(subcommand, skip_validation=True))
-        self.model.record_options(config, self.datamodule.files)
-        given = config["model"]["init_args"]
-        reward = given.get("reward")
-        directory = reward if isinstance(reward, str) and Path(reward).is_dir() else None
-        problems = guard_problems(given.get("guard_comparisons"), given.get("guard_pairs"), directory)
-        asked, got = str(config["trainer"]["precision"]), str(self.trainer.precision)
-        if asked in ("16-mixed", "16") and got not in ("16-mixed", "16"):  # Lightning changes it with no more than a warning
-            problems.append(f"trainer.precision: found {asked}, which is not to be had on this device; {got} is, or 32-true")
-        for check in (
-            self.datamodule.check,
-            lambda: self.model.check(self.datamodule, self.trainer, bool(resume) or self.config.subcommand == "validate"),
-            lambda: self.model.check_checkpoint(resume) if resume else [],
-        ):
-            try:
-                problems += check()
-            except (UsageError, DataError) as error:
-                problems.append(str(error))
-        if problems:
-            raise UsageError("\n".join(problems))
-
-    def before_fit(self) -> None:
-        """As for every command; and the run must fit into memory."""
-        self._check()
-        problem = memory_problem(self.model, self.datamodule, self.trainer)
-        if problem and not self.config["fit"]["allow_out_of_memory"]:
-            raise UsageError(problem)
-        if problem:
-            rank_zero_warn(f"the run starts ALTHOUGH {problem}")
-
-    def before_validate(self) -> None:
-        """As before fit; and there must be something to validate with."""
-        self._check()
-        if not is_overridden("validation_step", self.model):
-            raise UsageError(f"validate: {type(self.model).__name__} has no validation; use `python -m eval report`")
-        if not self.datamodule.files.get("val"):
-            raise UsageError("validate: data.val: not given, expected a file of held-out records")
-
-
-class EstimateCLI(RLHFCLI):
-    """`fit` up to the options and the data; then the estimate, instead of the run."""
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """`--json`."""
-        super().add_arguments_to_parser(parser)
-        parser.add_argument("--json", type=bool, default=False, help="estimate: print JSON, in bytes.")
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        """Print it."""
-        found = estimate(self.model, self.datamodule, self.trainer)
-        print(json.dumps(found.as_dict(), indent=1) if self.config["fit"]["json"] else found.table())
-
-
-CLI_OPTIONS: dict[str, Any] = dict(
-    subclass_mode_model=True, subclass_mode_data=True, auto_configure_optimizers=False, seed_everything_default=1,
-    save_config_callback=SaveConfig, parser_kwargs={"parser_mode": "omegaconf+"},
-)  # fmt: skip
+def imported(where: str) -> Callable[..., Any]:
+    """A function of this package from `module:function`."""
+    module, name = where.split(":")
+    return getattr(import_module(f".{module}", __package__), name)  # type: ignore[no-any-return]
 
 
 def parse_function(name: str, args: list[str]) -> dict[str, Any]:
     """The options of a function's command: {name: value}."""
-    parser = ArgumentParser(prog=f"lightning-rlhf {name}", parser_mode="omegaconf+", description=FUNCTIONS[name].__doc__)
+    function = imported(FUNCTIONS[name])
+    parser = ArgumentParser(prog=f"lightning-rlhf {name}", parser_mode="omegaconf+", description=function.__doc__)
     parser.add_argument("-c", "--config", action="config", help="A YAML file of options; may be given several times.")
     parser.add_argument("--run_dir", type=str, default="out/run", help=RUN_DIR_HELP)
-    parser.add_function_arguments(FUNCTIONS[name], skip={"run_dir"})
+    parser.add_function_arguments(function, skip={"run_dir"})
     config = parser.instantiate(parser.parse_args(args))
     return {k: getattr(config, k) for k in vars(config) if k not in ("config", "run_dir")}
-
-
-def run_fit(args: list[str]) -> None:
-    """`fit` or `validate`."""
-    RLHFCLI(StageModule, StageData, args=args, **CLI_OPTIONS)
-
-
-def run_estimate(args: list[str]) -> None:
-    """`estimate`, with the options of `fit`."""
-    EstimateCLI(StageModule, StageData, args=["fit", *args], **CLI_OPTIONS)
 
 
 def check_yaml(args: list[str]) -> None:
@@ -206,7 +80,6 @@ def quiet() -> None:
         ".*args parameter is intended to run from within.*",
     ):
         warnings.filterwarnings("ignore", text)
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     transformers_logging.disable_progress_bar()
 
 
@@ -215,7 +88,7 @@ def one_message() -> Iterator[None]:
     """A user's mistake ends in one message on standard error and exit status 2; Ctrl-C in 130."""
     try:
         yield
-    except (UsageError, DataError, MisconfigurationException) as error:
+    except (UsageError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
@@ -231,13 +104,11 @@ def main(args: list[str] | None = None) -> None:
     with one_message():
         check_yaml(args)
         if args and args[0] in FUNCTIONS:
-            FUNCTIONS[args[0]](**parse_function(args[0], args[1:]))
-        elif args and args[0] in RLHFCLI.subcommands():
-            run_fit(args)
-        elif args and args[0] == "estimate":
-            run_estimate(args[1:])
+            imported(FUNCTIONS[args[0]])(**parse_function(args[0], args[1:]))
+        elif args and args[0] in STAGES:
+            imported(STAGES[args[0]])(args)
         else:
-            known = ", ".join([*FUNCTIONS, *RLHFCLI.subcommands(), "estimate"])
+            known = ", ".join([*FUNCTIONS, *STAGES])
             print(f"usage: lightning-rlhf {{{known}}} -c CONFIG [-c OVERLAY …] [--OPTION VALUE …]\n\n{__doc__}")
             if args and args[0] not in ("-h", "--help"):
                 raise UsageError(f"no command {args[0]!r}, expected one of: {known}")

@@ -18,7 +18,17 @@ from torch import Tensor
 from .chat import first_in_messages, need_template, rendered
 from .files import is_there
 from .models import bos_ids, decode, encode, encode_continuation, load_tokenizer, pad_batch
-from .records import Comparison, DataError, Demonstration, Prompt, read_comparisons, read_demonstrations, read_prompts
+from .records import (
+    Comparison,
+    DataError,
+    Demonstration,
+    Prompt,
+    checked,
+    label_type,
+    read_comparisons,
+    read_demonstrations,
+    read_prompts,
+)
 from .tasks import Task, TaskTokens, task_tokens
 
 __all__ = ["Comparison", "DataError", "PreferenceData", "PromptData", "SFTData", "read_comparisons"]
@@ -43,15 +53,6 @@ class Judged(NamedTuple):
     ranks: list[int] | None = None
     ratings: list[float] | None = None
     margin: float | None = None
-
-
-def label_type(label: Comparison | Judged) -> str:
-    """What decides a record's loss: ranked (ranks, untied), pairwise or best_of_n (best), scalar_rating, scalar_compare."""
-    if label.ranks is not None and len(set(label.ranks)) > 1:
-        return "ranked"
-    if label.best is not None:
-        return "pairwise" if len(label.responses) == 2 else "best_of_n"
-    return "scalar_rating" if label.ratings is not None else "scalar_compare"
 
 
 class ComparisonBatch(NamedTuple):
@@ -431,16 +432,6 @@ class PreferenceData(StageData):
     def train_dataloader(self) -> BatchLoader:
         """Shuffled."""
         return self.training_loader(self.items["train"], self.collate)
-
-
-def checked(record: Comparison, where: str) -> Comparison:
-    """A record whose label some loss can use. Raises DataError."""
-    if label_type(record) == "scalar_compare":
-        if record.margin is None:
-            raise DataError(f"{where}: found no label, expected one of best, ranks, ratings, margin")
-        if len(record.responses) != 2:
-            raise DataError(f"{where}: field 'margin': found it beside {len(record.responses)} responses, expected 2")
-    return record
 
 
 class PromptData(StageData):

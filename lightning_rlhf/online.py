@@ -25,6 +25,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 from tqdm import tqdm
 
 from .files import DataError, append_jsonl, point, read_jsonl, write_jsonl
+from .fit import run_fit
 from .generation import seed_for
 from .labelers import PRECISIONS, answer, compare
 from .models import LM, find_lm, load_on_device, run_context
@@ -202,8 +203,6 @@ def stage_config(file: Path, options: dict[str, Any]) -> Path:
 
 def fit(configs: list[str], overlay: Path, checkpoint: Path) -> None:
     """`lightning-rlhf fit`, from the checkpoint where there is one."""
-    from .cli import run_fit
-
     words = [word for file in [*configs, str(overlay)] for word in ("-c", file)]
     run_fit(["fit", *words, *(["--ckpt_path", str(checkpoint)] if checkpoint.exists() else [])])
 

@@ -33,8 +33,8 @@ from .scoring import (
     load_reward,
     weighted_sum,
 )
-from .stage import StageModule, told
-from .tasks import Task, UsageError, stop_ids, task_tokens
+from .stage import StageModule
+from .tasks import Task, UsageError, stop_ids, task_tokens, told
 from .validation import Answer
 
 THRESHOLDS = Thresholds()

@@ -68,6 +68,28 @@ class Comparison:
     meta: dict[str, Any] = field(default_factory=dict)
 
 
+def label_type(label: Any) -> str:
+    """What decides the loss of a `Comparison` or `data.Judged`.
+
+    ranked (ranks, untied), pairwise or best_of_n (best), scalar_rating, scalar_compare.
+    """
+    if label.ranks is not None and len(set(label.ranks)) > 1:
+        return "ranked"
+    if label.best is not None:
+        return "pairwise" if len(label.responses) == 2 else "best_of_n"
+    return "scalar_rating" if label.ratings is not None else "scalar_compare"
+
+
+def checked(record: Comparison, where: str) -> Comparison:
+    """A record whose label some loss can use. Raises DataError."""
+    if label_type(record) == "scalar_compare":
+        if record.margin is None:
+            raise DataError(f"{where}: found no label, expected one of best, ranks, ratings, margin")
+        if len(record.responses) != 2:
+            raise DataError(f"{where}: field 'margin': found it beside {len(record.responses)} responses, expected 2")
+    return record
+
+
 @dataclass(frozen=True)
 class Demonstration:
     """A prompt and a good answer to it."""

@@ -31,17 +31,17 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
-from .data import ComparisonBatch, Judged, label_type, policy_prompt
+from .data import ComparisonBatch, Judged, policy_prompt
 from .generation import sample, seed_for
 from .heldout import Decision, accuracy, decisions, scalar_fit, summary
 from .lora import LoRA, add_lora, lora_problems
 from .memory import checkpointed
 from .models import ScalarModel, SplitTrunk, bos_ids, find_lm, load_lm, pad_batch, save_reward
 from .optim import AdamTF, linear_anneal
-from .records import Comparison
+from .records import Comparison, label_type
 from .sharding import gathered
-from .stage import StageModule, is_finite, told
-from .tasks import Task, UsageError, task_tokens
+from .stage import StageModule, is_finite
+from .tasks import Task, UsageError, task_tokens, told
 
 # ------------------------------------------------------------------------------------------------------------ losses
 

@@ -21,11 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from .chat import first_in_messages, need_template, rendered
-from .data import checked
 from .heldout import accuracy, decisions
 from .heldout import accuracy_interval as accuracy_interval
 from .models import bos_ids, decode, encode, encode_continuation, load_scalar, load_tokenizer, pad_batch, read_reward_info
-from .records import Comparison, DataError, read_comparisons
+from .records import Comparison, DataError, checked, read_comparisons
 from .tasks import UsageError
 
 

@@ -20,8 +20,8 @@ from .lora import LoRA, add_lora, lora_problems
 from .memory import checkpointed
 from .models import SplitTrunk, find_lm, hidden_states, load_lm, save_policy
 from .optim import AdamTF, linear_anneal
-from .stage import StageModule, is_finite, told
-from .tasks import Task
+from .stage import StageModule, is_finite
+from .tasks import Task, told
 
 
 class SFTModule(StageModule):

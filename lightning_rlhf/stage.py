@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import pickle
 import shutil
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -268,15 +267,6 @@ def flat(tree: dict[str, Any], prefix: str, skip: Any = ()) -> dict[str, Any]:
         name = prefix if key == "init_args" else f"{prefix}.{key}"
         found.update(flat(value, name) if isinstance(value, dict) else {name: value})
     return found
-
-
-def told(check: Callable[..., Any], *args: Any) -> list[str]:
-    """A check that raises, as a list of problems."""
-    try:
-        check(*args)
-    except UsageError as error:
-        return [str(error)]
-    return []
 
 
 def is_finite(name: str, value: torch.Tensor, iteration: int) -> None:

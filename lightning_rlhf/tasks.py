@@ -12,12 +12,24 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
+RUN_DIR_HELP = "Folder of the whole run; configs refer to it as ${run_dir}."
+LM_HELP = "The language model: embedded name, directory, GGUF file or Hub id; configs refer to it as ${lm}."
+
 #: The TL;DR query of 2020 (Stiennon et al., arXiv 2009.01325, its published code).
 QUERY_2020 = "SUBREDDIT: r/{subreddit}\n\nTITLE: {title}\n\nPOST: {post}\n\nTL;DR:"
 
 
 class UsageError(ValueError):
     """Something that the user can put right: an option, a name or a combination of them."""
+
+
+def told(check: Callable[..., Any], *args: Any) -> list[str]:
+    """A check that raises, as a list of problems."""
+    try:
+        check(*args)
+    except UsageError as error:
+        return [str(error)]
+    return []
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from pytorch_lightning.accelerators import CUDAAccelerator
 
-from lightning_rlhf import cli
+from lightning_rlhf import prompts
 from lightning_rlhf.cli import main
 from lightning_rlhf.data import PromptData
 from lightning_rlhf.ppo import PPOModule
@@ -270,7 +270,7 @@ def test_interrupt_leaves_no_traceback(
     def interrupted(**options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "FUNCTIONS", {**cli.FUNCTIONS, "prompts": interrupted})
+    monkeypatch.setattr(prompts, "build_prompts", interrupted)
     with pytest.raises(SystemExit) as stopped:
         main(["prompts"])
     assert stopped.value.code == 130

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import yaml
+from jsonargparse import set_parsing_settings
 
 import eval.__main__ as evaluation
-from lightning_rlhf import cli
+from lightning_rlhf import cli, fit
 from lightning_rlhf.tasks import TASKS, Task
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,7 +42,7 @@ PAPER["cnndm"] = {**PAPER["tldr"], "prefix": "Article:\n\n", "end_text": "\n", "
 pytestmark = pytest.mark.filterwarnings("ignore:.*args parameter is intended to run from within.*")
 
 
-class Parsed(cli.RLHFCLI):
+class Parsed(fit.RLHFCLI):
     """The real command line up to the parsed config: nothing is instantiated or run."""
 
     def instantiate_classes(self) -> None: ...
@@ -55,8 +56,8 @@ def parse(stage: str, *words: str) -> dict[str, Any]:
         return evaluation.parse(["report", *words])
     if stage in FUNCTION:
         return cli.parse_function(stage, list(words))
-    cli.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
-    parsed = Parsed(cli.StageModule, cli.StageData, args=["fit", *words], **cli.CLI_OPTIONS)
+    set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    parsed = Parsed(fit.StageModule, fit.StageData, args=["fit", *words], **fit.CLI_OPTIONS)
     return dict(parsed.config["fit"].as_dict())
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lightning_rlhf import cli, estimate
+from lightning_rlhf import estimate, fit
 from lightning_rlhf.cli import main
 from lightning_rlhf.estimate import Estimate, Meter, available_memory, storage_bytes
 from lightning_rlhf.models import ScalarHead, load_lm, load_tokenizer
@@ -130,7 +130,7 @@ def test_fake_run_counts_what_a_real_one_does(
 ) -> None:
     """The same meter over a real iteration: the update's activations within 0.5 %."""
     parsed: list[Any] = []
-    monkeypatch.setattr(cli.EstimateCLI, "_run_subcommand", lambda self, subcommand: parsed.append(self))
+    monkeypatch.setattr(fit.EstimateCLI, "_run_subcommand", lambda self, subcommand: parsed.append(self))
     for _ in range(2):
         main(["estimate", *words("ppo", "--model.reward", "known:sentiment")])
     fake = estimate.estimate(parsed[0].model, parsed[0].datamodule, parsed[0].trainer)
@@ -223,7 +223,7 @@ def test_where_memory_is_plenty_nothing_is_counted(startable: list[str], monkeyp
 
 def test_bound_is_above_the_estimate(words: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
     parsed: list[Any] = []
-    monkeypatch.setattr(cli.EstimateCLI, "_run_subcommand", lambda self, subcommand: parsed.append(self))
+    monkeypatch.setattr(fit.EstimateCLI, "_run_subcommand", lambda self, subcommand: parsed.append(self))
     main(["estimate", *words("ppo", "--model.reward", "known:sentiment")])
     run = parsed[0]
     above = estimate.bound(run.model, run.datamodule)

@@ -1,0 +1,151 @@
+"""`fit`, `validate` and `estimate`: LightningCLI with what all stages share, and every check before anything expensive."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from pytorch_lightning.utilities import rank_zero_warn
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.utilities.model_helpers import is_overridden
+
+from .data import StageData
+from .estimate import ALLOW, estimate, memory_problem
+from .files import DataError
+from .scoring import guard_problems
+from .stage import StageModule
+from .tasks import LM_HELP, RUN_DIR_HELP, Task, UsageError
+
+
+class SaveConfig(SaveConfigCallback):
+    """Keeps the parsed config beside the logs; without a logger there is no place for it (run.json holds it too)."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Save it, where there is a logger."""
+        if trainer.loggers:
+            super().setup(trainer, pl_module, stage)
+
+
+class RLHFCLI(LightningCLI):
+    """LightningCLI with a task, a model name and a run directory that are set once."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """fit and validate."""
+        skip = {"model", "train_dataloaders", "val_dataloaders", "datamodule", "dataloaders", "weights_only"}
+        return {"fit": skip, "validate": skip}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """`--run_dir`, `--lm`, `--task.*`, handed to model and data."""
+        parser.add_argument("--run_dir", type=str, default="out/run", help=RUN_DIR_HELP)
+        parser.add_argument("--lm", type=str, default="gpt2", help=LM_HELP)
+        parser.add_argument("--task", type=Task, help="The task; its fields are options too.")
+        parser.add_argument(ALLOW, type=bool, default=False, help="Start although memory is estimated not to suffice.")
+        parser.link_arguments("task", "model.init_args.task")
+        parser.link_arguments("task", "data.init_args.task")
+        parser.link_arguments("lm", "data.init_args.tokenizer")
+        for part in ("model", "data"):
+            parser.link_arguments("seed_everything", f"{part}.init_args.seed", compute_fn=int)
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: LightningCLI would lay a checkpoint's hyperparameters over flags and YAML; here a difference is an error."""
+
+    def instantiate_classes(self) -> None:
+        """As in LightningCLI; what a class refuses of its arguments (UsageError is a ValueError) is the user's to change."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """As in LightningCLI; what the Trainer cannot do here (a device, a strategy) is the user's to change."""
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, ImportError, TypeError, ValueError) as error:
+            raise UsageError(f"trainer: {error}") from None
+
+    def _check(self) -> None:
+        """Collect every problem that options and files show, before a model is loaded; raises UsageError."""
+        subcommand = self.config[self.config.subcommand]
+        resume = subcommand.get("ckpt_path")
+        config = yaml.safe_load(self._parser(self.config.subcommand).dump(subcommand, skip_validation=True))
+        self.model.record_options(config, self.datamodule.files)
+        given = config["model"]["init_args"]
+        reward = given.get("reward")
+        directory = reward if isinstance(reward, str) and Path(reward).is_dir() else None
+        problems = guard_problems(given.get("guard_comparisons"), given.get("guard_pairs"), directory)
+        asked, got = str(config["trainer"]["precision"]), str(self.trainer.precision)
+        if asked in ("16-mixed", "16") and got not in ("16-mixed", "16"):  # Lightning changes it with no more than a warning
+            problems.append(f"trainer.precision: found {asked}, which is not to be had on this device; {got} is, or 32-true")
+        for check in (
+            self.datamodule.check,
+            lambda: self.model.check(self.datamodule, self.trainer, bool(resume) or self.config.subcommand == "validate"),
+            lambda: self.model.check_checkpoint(resume) if resume else [],
+        ):
+            try:
+                problems += check()
+            except (UsageError, DataError) as error:
+                problems.append(str(error))
+        if problems:
+            raise UsageError("\n".join(problems))
+
+    def before_fit(self) -> None:
+        """As for every command; and the run must fit into memory."""
+        self._check()
+        problem = memory_problem(self.model, self.datamodule, self.trainer)
+        if problem and not self.config["fit"]["allow_out_of_memory"]:
+            raise UsageError(problem)
+        if problem:
+            rank_zero_warn(f"the run starts ALTHOUGH {problem}")
+
+    def before_validate(self) -> None:
+        """As before fit; and there must be something to validate with."""
+        self._check()
+        if not is_overridden("validation_step", self.model):
+            raise UsageError(f"validate: {type(self.model).__name__} has no validation; use `python -m eval report`")
+        if not self.datamodule.files.get("val"):
+            raise UsageError("validate: data.val: not given, expected a file of held-out records")
+
+
+class EstimateCLI(RLHFCLI):
+    """`fit` up to the options and the data; then the estimate, instead of the run."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """`--json`."""
+        super().add_arguments_to_parser(parser)
+        parser.add_argument("--json", type=bool, default=False, help="estimate: print JSON, in bytes.")
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Print it."""
+        found = estimate(self.model, self.datamodule, self.trainer)
+        print(json.dumps(found.as_dict(), indent=1) if self.config["fit"]["json"] else found.table())
+
+
+CLI_OPTIONS: dict[str, Any] = dict(
+    subclass_mode_model=True, subclass_mode_data=True, auto_configure_optimizers=False, seed_everything_default=1,
+    save_config_callback=SaveConfig, parser_kwargs={"parser_mode": "omegaconf+"},
+)  # fmt: skip
+
+
+def run_fit(args: list[str]) -> None:
+    """`fit` or `validate`."""
+    _run(RLHFCLI, args)
+
+
+def run_estimate(args: list[str]) -> None:
+    """`estimate`, with the options of `fit`."""
+    _run(EstimateCLI, ["fit", *args[1:]])
+
+
+def _run(cli: type[RLHFCLI], args: list[str]) -> None:
+    """What Lightning says of its own options is a user's mistake like any other."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    try:
+        cli(StageModule, StageData, args=args, **CLI_OPTIONS)
+    except MisconfigurationException as error:
+        raise UsageError(str(error)) from None

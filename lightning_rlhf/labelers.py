@@ -57,6 +57,7 @@ def label(
     output: str,
     labeler: str = "known:sentiment",
     num_samples: int = 4,
+    per_prompt: int = 1,
     train: int | None = None,
     val: int | None = None,
     batch_size: int = 64,
@@ -73,7 +74,9 @@ def label(
         prompts: Folder with train.jsonl and val.jsonl.
         output: Folder of the comparisons.
         labeler: `known:NAME` or `module:function`; it picks the largest.
-        num_samples: Responses a prompt (4 in the paper).
+        num_samples: Responses a comparison (4 in the paper).
+        per_prompt: Comparisons of each training prompt, of responses of their own (1 in the paper): more labels where prompts are
+            few. Validation prompts have one each; the demonstrations are the first comparisons' choices.
         train: Label so many training prompts; null: all.
         val: Label so many validation prompts; null: all.
         batch_size: Prompts at a time.
@@ -83,7 +86,8 @@ def label(
     Raises:
         UsageError, DataError: An option or a file is wrong; nothing has been sampled then.
     """
-    least = {"num_samples": (num_samples, 2), "batch_size": (batch_size, 1), "train": (train, 1), "val": (val, 1)}
+    least = {"num_samples": (num_samples, 2), "per_prompt": (per_prompt, 1), "batch_size": (batch_size, 1)}
+    least |= {"train": (train, 1), "val": (val, 1)}
     problems = task.problems() + [
         f"{k}: found {v}, expected at least {low}" for k, (v, low) in least.items() if v is not None and v < low
     ]
@@ -104,28 +108,33 @@ def label(
             records[i - 1] = rendered(record, tokenizer, where)
             if "reference" in getattr(reward, "needs", ()) and record.reference is None:
                 raise DataError(f"{where}: field 'reference': not there, expected one, for {labeler}")
-    config = dict(lm=lm, task=vars(task), labeler=labeler, num_samples=num_samples, batch_size=batch_size, precision=precision)
+    config = dict(lm=lm, task=vars(task), labeler=labeler, num_samples=num_samples, per_prompt=per_prompt)
+    config |= dict(batch_size=batch_size, precision=precision)
     info = RunInfo("labels", seed, config, list(files.values()))
     policy = load_on_device(lm)
     resolved = task_tokens(task, policy.tokenizer)
     counts: dict[str, Any] = {}
     for split, records in splits.items():
+        each = per_prompt if split == "train" else 1
         part = Path(output) / f"{split}.part"
         key = {**config, "seed": seed, "prompts": file_sha256(files[split]), "limit": limits[split]}
         comparisons: list[dict[str, Any]] = [row for batch in unfinished(part, key) for row in batch["rows"]]
-        bar = tqdm(total=len(records), initial=len(comparisons), desc=f"labels {split}", unit="prompt")
-        for first in range(len(comparisons), len(records), batch_size):
+        done = len(comparisons) // each
+        bar = tqdm(total=len(records), initial=done, desc=f"labels {split}", unit="prompt")
+        for first in range(done, len(records), batch_size):
             batch = records[first : first + batch_size]
             number = first // batch_size + (1_000_000 if split == "val" else 0)
             with run_context(precision, policy.model):
-                texts, _, _ = answer(policy, task, resolved, [r.prompt for r in batch], seed_for(seed, number), num_samples)
-            rows = compare(reward, batch, texts)
+                asked = [r.prompt for r in batch]
+                texts, _, _ = answer(policy, task, resolved, asked, seed_for(seed, number), num_samples * each)
+            groups = [t[i : i + num_samples] for t in texts for i in range(0, len(t), num_samples)]
+            rows = compare(reward, [r for r in batch for _ in range(each)], groups)
             append_jsonl(part, [{"rows": rows}])
             comparisons += rows
             bar.update(len(batch))
         bar.close()
         counts[split] = write_jsonl(Path(output) / f"{split}.jsonl", comparisons)
-        chosen = [{"prompt": c["prompt"], "completion": c["responses"][c["best"]]} for c in comparisons]
+        chosen = [{"prompt": c["prompt"], "completion": c["responses"][c["best"]]} for c in comparisons[::each]]
         write_jsonl(Path(output) / f"demonstrations.{split}.jsonl", chosen)
     info.write(output, figures=counts)
     for split in splits:

@@ -68,6 +68,18 @@ def test_seed_decides(tiny_run: Path, tmp_path: Path) -> None:
     assert len(rows(tmp_path / "a/val.jsonl")) == 3
 
 
+def test_several_comparisons_a_prompt(tiny_run: Path, tmp_path: Path) -> None:
+    """Of responses of their own; one demonstration a prompt, and one validation comparison."""
+    found = labelled(tiny_run, tmp_path, per_prompt=2, num_samples=3)
+    assert [r["id"] for r in found[::2]] == [r["id"] for r in found[1::2]]
+    assert len({r["id"] for r in found}) == 6 and len(found) == 12
+    assert all(len(r["responses"]) == 3 for r in found)
+    assert all(a["responses"] != b["responses"] for a, b in zip(found[::2], found[1::2], strict=True))
+    chosen = [r["completion"] for r in rows(tmp_path / "demonstrations.train.jsonl")]
+    assert chosen == [r["responses"][r["best"]] for r in found[::2]]
+    assert len(rows(tmp_path / "val.jsonl")) == 3
+
+
 def test_a_killed_run_goes_on_from_its_last_batch(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The labels are those of a run that nobody killed; other options begin anew."""
     whole, asked = labelled(tiny_run, tmp_path / "whole"), []

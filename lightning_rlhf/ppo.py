@@ -17,8 +17,7 @@ Deviations from the 2019 code:
    without the noise of sampled tokens (as GRPO, 2402.03300, eq. 3, there with k3), for runs of a few thousand episodes.
 6. `mode: eos` (2020): the reward sees the response without a special stop token, as comparisons hold it.
 7. `mode: truncated`: the task of 2019, but what was sampled after the truncate token, which no reward sees, is not learned from,
-   as nothing after EOS is in 2020: the score stands on the last token that is scored, KL and losses end there. Only the KL of
-   `kl_loss` is that of all sampled tokens: leaving the reference where nothing is scored is worth nothing.
+   as nothing after EOS is in 2020: the score stands on the last token that is scored, KL and losses end there.
 
     lightning-rlhf fit -c configs/sentiment/ppo.yaml -c configs/sentiment/stories260k/ppo.yaml
 """
@@ -108,7 +107,11 @@ class Rollout:
     scores: Tensor  # (B,)
     found: Tensor  # (B,) bool: it ended as it should, by the truncate token or a stop token
     kept: Tensor  # (B, R) bool: what is scored of the response
-    real: Tensor  # (B, R) bool: what is learned from; all of the response in mode `fixed`
+
+    @property
+    def real(self) -> Tensor:
+        """(B, R) bool: the response's tokens that are learned from; all of them in mode `fixed`."""
+        return self.mask[:, -self.logprobs.shape[1] :]
 
     def rows(self, index: Tensor) -> Rollout:
         """Some of its episodes."""
@@ -194,11 +197,12 @@ class PPOModule(PPOSetup):
             drawn = sample_with(
                 self.policy, batch.tokens, batch.mask, length, temperature, chosen, watch=watched, stop=ends, pad_id=self.pad_id
             )
-        responses, there = drawn.tokens, torch.ones_like(drawn.tokens, dtype=torch.bool)
+        responses, real = drawn.tokens, torch.ones_like(drawn.tokens, dtype=torch.bool)
         if self.mode == "eos":
-            responses, there, _ = until(responses, self.stop, self.pad_id)
-        real = self.ended(responses, there)[1] if self.mode == "truncated" else there
-        tokens, mask = torch.cat([batch.tokens, responses], 1), torch.cat([batch.mask, there], 1)
+            responses, real, _ = until(responses, self.stop, self.pad_id)
+        elif self.mode == "truncated":
+            _, real, _ = self.ended(responses, real)
+        tokens, mask = torch.cat([batch.tokens, responses], 1), torch.cat([batch.mask, real], 1)
         index = torch.arange(len(tokens), device=tokens.device)
         micro = self._micro(max(1, len(index) // self.num_mini_batches))
         keep = seed is None and micro >= len(index)  # one pass of all rows is the first inner epoch's too
@@ -229,7 +233,7 @@ class PPOModule(PPOSetup):
         scores, found = self.score(batch, responses, mask, whole["features"])
         torch.clear_autocast_cache()  # cast without a graph: of no use to the update
         error = torch.where(real, drawn.logprobs - whole["logprobs"], 0.0).abs().amax(1)  # type: ignore[operator]
-        return Rollout(tokens=tokens, mask=mask, scores=scores, found=found, kept=kept, real=real, sampler_error=error, **whole)  # type: ignore[arg-type]
+        return Rollout(tokens=tokens, mask=mask, scores=scores, found=found, kept=kept, sampler_error=error, **whole)  # type: ignore[arg-type]
 
     def features(self, tokens: Tensor, mask: Tensor, seen: Tensor | None) -> Tensor | None:
         """(B, P + R, D), the frozen blocks' output, where only top blocks train: what the sampler saw, or of a pass."""
@@ -379,8 +383,7 @@ class PPOModule(PPOSetup):
             vf, vf_stats = value_loss(values, part.values, returns[i], part.real, cliprange_value=self.cliprange_value)
             loss = pg + self.vf_coef * vf
             if self.kl_loss:
-                there = part.mask[:, -self.task.response_length :]
-                loss = loss + self.kl_loss * self.kl.coef * torch.where(there, kl, 0.0).sum() / part.real.sum()  # type: ignore[arg-type]
+                loss = loss + self.kl_loss * self.kl.coef * masked_mean(kl, part.real)  # type: ignore[arg-type]
             share = part.real.sum().item() / real_tokens  # of this minibatch's tokens; 1 over all ranks and micro-batches
             self.manual_backward(loss * share)
             with torch.no_grad():

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
+import logging
 import os
 import resource
 import subprocess
@@ -72,6 +73,7 @@ def ours(args: argparse.Namespace, files: dict[str, str], clock: Clock) -> None:
     from lightning_rlhf.tasks import Task
 
     quiet()
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     more: dict[str, Any] = {}
     if args.lora:
         from lightning_rlhf.lora import LoRA

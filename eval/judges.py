@@ -277,8 +277,7 @@ class LocalModel:
     """
 
     def __init__(self, name: str, batch_size: int = 8, precision: str = "32") -> None:
-        from eval.sample import fingerprint
-        from lightning_rlhf.models import bos_ids, encode_continuation, load_on_device
+        from lightning_rlhf.models import bos_ids, encode_continuation, fingerprint, load_on_device
 
         self.batch_size, self.precision, self.lm = batch_size, precision, load_on_device(name)
         self.identity = f"lm {fingerprint(name)} {precision}"

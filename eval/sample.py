@@ -31,13 +31,13 @@ from lightning_rlhf.models import (
     decode,
     encode,
     encode_continuation,
-    find_lm,
+    fingerprint,
     load_on_device,
     load_tokenizer,
     run_context,
 )
 from lightning_rlhf.records import Prompt, Sample, read_prompts, read_samples
-from lightning_rlhf.scoring import LearnedReward, call_reward, is_learned, load_reward
+from lightning_rlhf.scoring import LearnedReward, call_reward, code_of, is_learned, load_reward
 from lightning_rlhf.tasks import Task, TaskTokens, UsageError, task_dict, task_tokens
 
 Row = dict[str, Any]
@@ -52,20 +52,6 @@ MOST_TOKENS = 512  # of a response that a model scores; more are cut off and cou
 def slug(policy: str) -> str:
     """A policy's name as a file name."""
     return re.sub(r"[^a-z0-9]+", "-", policy.lower()).strip("-") or "policy"
-
-
-def fingerprint(name: str) -> str:
-    """What tells one model from another without loading it: the hash of its weights, or its Hub id."""
-    found = Path(find_lm(name))
-    weights = (".safetensors", ".bin")
-    files = sorted(f for f in found.iterdir() if f.suffix in weights or f.name == "reward.json") if found.is_dir() else [found]
-    return "|".join(f"{f.name}:{file_sha256(f)}" if f.is_file() else name for f in files)
-
-
-def code_of(reward: str) -> str:
-    """A callable's name, with the hash of its file where it is one."""
-    file = Path(reward.rpartition(":")[0])
-    return f"{reward} {file_sha256(file)}" if file.is_file() else reward
 
 
 def made_by(reward: str) -> str:

@@ -344,24 +344,39 @@ def point(link: Path, target: Path) -> None:
     partial.replace(link)
 
 
-def put_in_place(partial: Path, path: Path) -> None:
-    """Give what was written aside, a file or a folder, its name; what stood there is replaced and removed.
+def remove(path: Path) -> None:
+    """A file, a link or a folder with all that is in it; nothing where there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
-    The name has the old one or the new one at every moment. A folder cannot replace a folder in one step, so it gets a name of
-    its own beside `path`, which becomes a link to it.
-    """
-    for file in [partial] if partial.is_file() else [f for f in partial.rglob("*") if f.is_file()]:
+
+def sync(path: Path) -> None:
+    """Wait until a file, or each file of a folder, is on disk."""
+    for file in [path] if path.is_file() else [f for f in path.rglob("*") if f.is_file()]:
         with file.open("rb") as handle:
             os.fsync(handle.fileno())
-    old = path.resolve() if path.is_symlink() else None
+
+
+def put_in_place(partial: Path, path: Path) -> None:
+    """Give what was written aside, a file or a folder, its name; what stood there is replaced.
+
+    The name has the old one or the new one at every moment. A folder cannot replace a folder in one step, so it gets a name of
+    its own beside `path`, which becomes a link to it. Older such folders are removed, those of a kill in between too; what a
+    link of the user's own points at is left alone.
+    """
+    sync(partial)
+    own = re.compile(rf"\.{re.escape(path.name)}\.\d+")
+    older = [f for f in path.parent.iterdir() if own.fullmatch(f.name)]
     if partial.is_file():
         partial.replace(path)
     else:
         folder = path.with_name(f".{path.name}.{time.time_ns()}")
         partial.rename(folder)
         point(path, folder)
-    if old is not None:
-        shutil.rmtree(old, ignore_errors=True)
+    for folder in older:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def file_sha256(path: PathLike) -> str:

@@ -85,7 +85,7 @@ class RLHFCLI(LightningCLI):
         for check in (
             self.datamodule.check,
             lambda: self.model.check(self.datamodule, self.trainer, bool(resume) or self.config.subcommand == "validate"),
-            lambda: self.model.check_checkpoint(resume) if resume else [],
+            lambda: self.model.check_checkpoint(resume, self.trainer.strategy) if resume else [],
         ):
             try:
                 problems += check()

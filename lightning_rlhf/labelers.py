@@ -16,10 +16,10 @@ from tqdm import tqdm
 from .chat import rendered
 from .files import DataError, append_jsonl, file_sha256, unfinished, write_jsonl
 from .generation import sample, seed_for, truncate
-from .models import LM, decode, device_of, encode, find_lm, load_on_device, load_tokenizer, pad_batch, run_context
+from .models import LM, decode, device_of, encode, find_lm, fingerprint, load_on_device, load_tokenizer, pad_batch, run_context
 from .records import Prompt, read_prompts
 from .runinfo import RunInfo
-from .scoring import call_reward, load_callable
+from .scoring import call_reward, code_of, load_callable
 from .tasks import Task, TaskTokens, UsageError, task_tokens
 
 PRECISIONS = ("32", "bf16", "auto")
@@ -87,9 +87,9 @@ def label(
         UsageError, DataError: An option or a file is wrong; nothing has been sampled then.
     """
     least = {"num_samples": (num_samples, 2), "per_prompt": (per_prompt, 1), "batch_size": (batch_size, 1)}
-    least |= {"train": (train, 1), "val": (val, 1)}
+    least |= {k: (v, 1) for k, v in (("train", train), ("val", val)) if v is not None}
     problems = task.problems() + [
-        f"{k}: found {v}, expected at least {low}" for k, (v, low) in least.items() if v is not None and v < low
+        f"{k}: found {v}, expected at least {low}" for k, (v, low) in least.items() if v < low
     ]
     if precision not in PRECISIONS:
         problems.append(f"precision: found {precision!r}, expected 32, bf16 or auto")
@@ -117,8 +117,10 @@ def label(
     for split, records in splits.items():
         each = per_prompt if split == "train" else 1
         part = Path(output) / f"{split}.part"
-        key = {**config, "seed": seed, "prompts": file_sha256(files[split]), "limit": limits[split]}
-        comparisons: list[dict[str, Any]] = [row for batch in unfinished(part, key) for row in batch["rows"]]
+        given = {"model": fingerprint(lm), "code": code_of(labeler), "prompts": file_sha256(files[split])}
+        key = {**config, **given, "seed": seed, "limit": limits[split]}
+        batches = {batch["first"]: batch["rows"] for batch in unfinished(part, key)}
+        comparisons: list[dict[str, Any]] = [row for first in sorted(batches) for row in batches[first]]
         done = len(comparisons) // each
         bar = tqdm(total=len(records), initial=done, desc=f"labels {split}", unit="prompt")
         for first in range(done, len(records), batch_size):
@@ -129,7 +131,7 @@ def label(
                 texts, _, _ = answer(policy, task, resolved, asked, seed_for(seed, number), num_samples * each)
             groups = [t[i : i + num_samples] for t in texts for i in range(0, len(t), num_samples)]
             rows = compare(reward, [r for r in batch for _ in range(each)], groups)
-            append_jsonl(part, [{"rows": rows}])
+            append_jsonl(part, [{"first": first, "rows": rows}])
             comparisons += rows
             bar.update(len(batch))
         bar.close()
@@ -138,7 +140,7 @@ def label(
         write_jsonl(Path(output) / f"demonstrations.{split}.jsonl", chosen)
     info.write(output, figures=counts)
     for split in splits:
-        (Path(output) / f"{split}.part").unlink()
+        (Path(output) / f"{split}.part").unlink(missing_ok=True)
     print(f"{output}: {counts['train']} train and {counts['val']} val comparisons, best of {num_samples} by {labeler}")
 
 

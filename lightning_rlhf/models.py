@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.activations import NewGELUActivation
 
+from .files import file_sha256
 from .logprobs import logits_of, within
 from .logprobs import token_logprobs as token_logprobs  # part of what this file offers
 from .lora import adapter_base, merge_start, plain_copy, save_adapter, without_adapter
@@ -80,6 +81,14 @@ def find_lm(name: str) -> str:
             f"could not be loaded ({str(error).splitlines()[0]})"
         ) from None
     return name
+
+
+def fingerprint(name: str) -> str:
+    """What tells one model from another without loading it: the hash of its weights, or its Hub id."""
+    found = Path(find_lm(name))
+    weights = (".safetensors", ".bin")
+    files = sorted(f for f in found.iterdir() if f.suffix in weights or f.name == "reward.json") if found.is_dir() else [found]
+    return "|".join(f"{f.name}:{file_sha256(f)}" if f.is_file() else name for f in files)
 
 
 def cache_dir() -> Path:

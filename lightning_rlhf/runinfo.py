@@ -19,7 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from .files import file_sha256
+from .files import file_sha256, sync
 
 PACKAGES = ("lightning-rlhf", "torch", "pytorch-lightning", "transformers", "torchmetrics", "numpy")
 
@@ -34,10 +34,7 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
     partial.mkdir()
     try:
         yield partial
-        for file in partial.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as handle:
-                    os.fsync(handle.fileno())
+        sync(partial)
         old = path.with_name(f".{path.name}.old-{os.getpid()}")
         if path.exists():
             path.rename(old)

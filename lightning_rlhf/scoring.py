@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from .chat import first_in_messages, need_template, rendered
+from .files import file_sha256
 from .heldout import accuracy, decisions
 from .heldout import accuracy_interval as accuracy_interval
 from .models import bos_ids, decode, encode, encode_continuation, load_scalar, load_tokenizer, pad_batch, read_reward_info
@@ -140,6 +141,12 @@ def load_callable(name: str) -> RewardFunction:
     if not callable(found):
         raise UsageError(f"reward {name!r}: found a {type(found).__name__}, expected a callable")
     return found  # type: ignore[no-any-return]
+
+
+def code_of(reward: str) -> str:
+    """A callable's name, with the hash of its file where it is one."""
+    file = Path(reward.rpartition(":")[0])
+    return f"{reward} {file_sha256(file)}" if file.is_file() else reward
 
 
 def load_reward(name: str) -> LearnedReward | RewardFunction:

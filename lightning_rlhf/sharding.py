@@ -49,9 +49,9 @@ def sharding_problems(strategy: Any, devices: int) -> list[str]:
     return problems
 
 
-def in_shards(strategy: Any) -> bool:
-    """Whether a checkpoint is a folder, to which each device writes its part."""
-    return isinstance(strategy, ModelParallelStrategy) and bool(strategy._save_distributed_checkpoint)
+def shards(strategy: Any) -> bool:
+    """Whether a strategy reads a checkpoint that is a folder, to which each device wrote its part."""
+    return isinstance(strategy, ModelParallelStrategy)
 
 
 # --------------------------------------------------------------------------------------------------------------- sharding

@@ -7,7 +7,6 @@ reloaded from where it came from. A resume with other options is refused by name
 from __future__ import annotations
 
 import pickle
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,17 +15,17 @@ import pytorch_lightning as L
 import torch
 from pytorch_lightning.utilities import rank_zero_warn
 
-from .files import file_sha256, put_in_place
+from .files import file_sha256, put_in_place, remove
 from .lora import LoRA
 from .runinfo import RunInfo
 from .sharding import (
     average_gradients,
     clip_gradients,
     gradient_norm,
-    in_shards,
     parameter_groups,
     shard,
     sharding_problems,
+    shards,
     whole_networks,
 )
 from .tasks import Task, UsageError, task_dict
@@ -127,6 +126,13 @@ class StageModule(L.LightningModule):
         """Names of the parameters that train."""
         return {name for name, p in self.named_parameters() if p.requires_grad}
 
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """The parameters that train; nothing else is saved, nor written over by a resume."""
+        found, prefix = super().state_dict(*args, **kwargs), kwargs.get("prefix", "")
+        for key in found.keys() - {prefix + name for name in self.trained_keys()}:
+            del found[key]
+        return found
+
     def stage_state(self) -> dict[str, Any]:
         """A stage's own state, of plain values and tensors."""
         return {}
@@ -135,10 +141,7 @@ class StageModule(L.LightningModule):
         """Take that state up again."""
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Frozen parameters leave (a folder of shards is read back whole, with them); options and the stage's state come in."""
-        if not in_shards(self.trainer.strategy):
-            keep = self.trained_keys()
-            checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in keep}
+        """Options and the stage's state come in."""
         checkpoint["stage"] = {"name": self.stage, "options": self.options, "state": self.stage_state()}
 
     def record_options(self, config: dict[str, Any], files: dict[str, str | None]) -> None:
@@ -158,10 +161,12 @@ class StageModule(L.LightningModule):
         for option, file in files.items():
             self.options[f"data.{option}"] = f"sha256 {file_sha256(file)[:16]}" if file and Path(file).is_file() else file
 
-    def check_checkpoint(self, path: str) -> list[str]:
+    def check_checkpoint(self, path: str, strategy: Any = None) -> list[str]:
         """Why a checkpoint cannot be resumed from, in words, one line an option; nothing but the file is loaded."""
         if not Path(path).exists():
             return [f"--ckpt_path: {path}: no such file"]
+        if Path(path).is_dir() and not shards(strategy):
+            return [f"--ckpt_path: {path}: found a folder, which ModelParallelStrategy alone reads (configs/hardware/fsdp2.yaml)"]
         file = Path(path) / SHARDS if Path(path).is_dir() else path
         try:
             saved = torch.load(file, map_location="cpu", weights_only=True, mmap=True).get("stage", {})
@@ -237,7 +242,7 @@ class StageCheckpoint(L.Callback):
         """Say of a checkpoint that a killed run left half-written that it is not used."""
         if self.path.is_dir() and not self.path.is_symlink():
             raise UsageError(f"StageCheckpoint.path: found the folder {self.path}, expected a file's name")
-        if self.partial.exists():
+        if stage == "fit" and self.partial.exists():
             rank_zero_warn(f"{self.partial}: a checkpoint that was interrupted; ignored, {self.path} is the last whole one")
 
     @property
@@ -249,8 +254,7 @@ class StageCheckpoint(L.Callback):
         """Write it aside, then rename."""
         if trainer.is_global_zero:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            if self.partial.is_dir():  # shards of a run on other devices
-                shutil.rmtree(self.partial)
+            remove(self.partial)  # what a killed run left: other devices, other files
         trainer.strategy.barrier()
         trainer.save_checkpoint(self.partial)
         if trainer.is_global_zero:

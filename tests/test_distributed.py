@@ -26,6 +26,7 @@ from pytorch_lightning.strategies import DDPStrategy, FSDPStrategy, ModelParalle
 from safetensors.torch import load_file
 from tiny import PROMPTS
 from torch import Tensor
+from torch.distributed.checkpoint import FileSystemReader
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from lightning_rlhf import ppo
@@ -326,6 +327,9 @@ def test_a_rank_that_dies_ends_the_job_and_its_checkpoint_is_good(runs: Runs, tm
     assert saved["stage"]["state"]["updates"] == 1
     if folder:
         assert sorted(f.suffix for f in checkpoint.iterdir()) == ["", ".distcp", ".distcp", ".pt"]
+        saved_names = FileSystemReader(checkpoint).read_metadata().state_dict_metadata
+        assert any("policy" in name for name in saved_names)
+        assert not any("reference" in name or "reward" in name for name in saved_names)  # frozen: reloaded from where they were
         assert [f for f in tmp_path.iterdir() if f.is_dir() and f.name.startswith(".")] == [checkpoint.resolve()]
 
     def resumed() -> None:
@@ -344,6 +348,14 @@ def test_a_rank_that_dies_ends_the_job_and_its_checkpoint_is_good(runs: Runs, tm
 def trainer_of(strategy: Any, devices: int = 2) -> Any:
     """As much of a Trainer as the checks read."""
     return SimpleNamespace(precision="32-true", world_size=devices, strategy=strategy)
+
+
+@pytest.mark.usefixtures("no_models")
+def test_a_folder_without_a_whole_checkpoint_is_refused(tmp_path: Path) -> None:
+    module, _ = stage(tmp_path, tmp_path / "export", "ppo", policy=LM)
+    (tmp_path / "last.ckpt").mkdir()
+    (problem,) = module.check_checkpoint(str(tmp_path / "last.ckpt"), sharded(folder=True))
+    assert "last.ckpt: found no whole checkpoint there" in problem
 
 
 @pytest.mark.usefixtures("no_models")

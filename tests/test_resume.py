@@ -275,8 +275,19 @@ def test_a_checkpoint_takes_its_name_in_one_step(tmp_path: Path) -> None:
         assert (name / "shard" if folder else name).read_text(encoding="utf-8") == content
         assert len(list(tmp_path.iterdir())) == 1 + folder  # the folder, and the link to it
 
+    (tmp_path / ".last.ckpt.17").mkdir()  # a kill came between its name and the link
     for content, folder in (("a", False), ("b", True), ("c", True), ("d", False), ("e", False)):
         put(content, folder)
+
+
+def test_what_a_link_points_at_is_left_alone(tmp_path: Path) -> None:
+    name, aside, elsewhere = tmp_path / "last.ckpt", tmp_path / "aside", tmp_path / "elsewhere"
+    for folder in (aside, elsewhere):
+        folder.mkdir()
+        (folder / "shard").write_text("mine", encoding="utf-8")
+    name.symlink_to(elsewhere)
+    put_in_place(aside, name)
+    assert name.resolve() != elsewhere and (elsewhere / "shard").is_file()
 
 
 def test_an_interrupted_checkpoint_is_ignored_with_a_warning(tmp_path: Path) -> None:
@@ -290,10 +301,10 @@ def test_an_interrupted_checkpoint_is_ignored_with_a_warning(tmp_path: Path) -> 
 
 
 @pytest.mark.usefixtures("no_models")
-def test_a_folder_without_a_checkpoint_is_refused(runs: Runs, tmp_path: Path, refused: Callable[..., str]) -> None:
+def test_a_folder_is_refused_where_nothing_reads_it(runs: Runs, tmp_path: Path, refused: Callable[..., str]) -> None:
     (tmp_path / "0.distcp").write_bytes(b"half")  # the shards of a save that was killed
     message = refused(runs.arguments("sft", runs.killed, "--ckpt_path", str(tmp_path)))
-    assert f"--ckpt_path: {tmp_path}: found no whole checkpoint there" in message
+    assert f"--ckpt_path: {tmp_path}: found a folder, which ModelParallelStrategy alone reads" in message
 
 
 CHANGED = [

@@ -250,7 +250,7 @@ def test_help_names_every_command(words: list[str], capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["labels", "--help"], ["num_samples", "Responses a prompt"]),
+        (["labels", "--help"], ["num_samples", "Responses a comparison"]),
         (["fit", "--help"], ["--run_dir", "--lm", "--task.query_length", "Longest query in tokens", "--ckpt_path"]),
         (["fit", "--model.help", "lightning_rlhf.ppo.PPOModule"], ["kl_coef", "the KL coefficient at the start"]),
     ],

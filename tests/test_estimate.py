@@ -138,7 +138,7 @@ def test_fake_run_counts_what_a_real_one_does(
     batch = run.batch()
     run.module.configure_model()
     run._attach()
-    for tensor in run.module.state_dict(keep_vars=True).values():
+    for tensor in (*run.module.parameters(), *run.module.buffers()):
         run.meter.count(tensor)
     with run.meter:
         run._ppo(batch)

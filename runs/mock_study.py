@@ -127,7 +127,7 @@ def plot(studies: list[dict[str, Any]], path: str) -> None:
     left.set(xscale="log", xticks=LABELS, xticklabels=[f"{n:,}" for n in LABELS], xlabel="labels")
     left.set_ylabel("known reward, mean log p(positive)")
     left.minorticks_off()
-    left.legend(frameon=False, fontsize=8)
+    left.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1, 0.07))
     for labels, colour in zip(LABELS, ("#c1440e", "#b08a00", blue), strict=True):
         run = studies[0]["runs"][f"labels-{labels}"]["weak"]
         right.plot(run.kl, run.gold, "-", color=colour, label=f"{labels:,} labels: known")

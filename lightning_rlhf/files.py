@@ -9,6 +9,7 @@ found and what was expected. Writing is atomic.
 """
 
 import csv
+import fcntl
 import glob
 import gzip
 import hashlib
@@ -20,7 +21,7 @@ import shutil
 import time
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import IO, Any, NoReturn, cast
@@ -334,6 +335,26 @@ def unfinished(path: PathLike, key: dict[str, Any]) -> list[dict[str, Any]]:
         return []
     os.truncate(path, sum(len(line) + 1 for line in lines))
     return [json.loads(line) for line in lines[1:]]
+
+
+@contextmanager
+def alone(folder: PathLike) -> Iterator[None]:
+    """No other process is in here with the same folder, which is made where it is missing; a killed one holds nothing.
+
+    Raises:
+        DataError: One is.
+    """
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            problem = f"{folder}: another process is writing there, expected none; wait for it, or name another folder"
+            raise DataError(problem) from None
+        yield
+    finally:
+        os.close(handle)
 
 
 def point(link: Path, target: Path) -> None:

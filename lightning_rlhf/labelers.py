@@ -14,7 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 from .chat import rendered
-from .files import DataError, append_jsonl, file_sha256, unfinished, write_jsonl
+from .files import DataError, alone, append_jsonl, file_sha256, unfinished, write_jsonl
 from .generation import sample, seed_for, truncate
 from .models import LM, decode, device_of, encode, find_lm, fingerprint, load_on_device, load_tokenizer, pad_batch, run_context
 from .records import Prompt, read_prompts
@@ -84,7 +84,7 @@ def label(
         seed: Of the sampling.
 
     Raises:
-        UsageError, DataError: An option or a file is wrong; nothing has been sampled then.
+        UsageError, DataError: An option or a file is wrong, or another process writes there; nothing has been sampled then.
     """
     least = {"num_samples": (num_samples, 2), "per_prompt": (per_prompt, 1), "batch_size": (batch_size, 1)}
     least |= {k: (v, 1) for k, v in (("train", train), ("val", val)) if v is not None}
@@ -111,36 +111,37 @@ def label(
     config = dict(lm=lm, task=vars(task), labeler=labeler, num_samples=num_samples, per_prompt=per_prompt)
     config |= dict(batch_size=batch_size, precision=precision)
     info = RunInfo("labels", seed, config, list(files.values()))
-    policy = load_on_device(lm)
-    resolved = task_tokens(task, policy.tokenizer)
     counts: dict[str, Any] = {}
-    for split, records in splits.items():
-        each = per_prompt if split == "train" else 1
-        part = Path(output) / f"{split}.part"
-        given = {"model": fingerprint(lm), "code": code_of(labeler), "prompts": file_sha256(files[split])}
-        key = {**config, **given, "seed": seed, "limit": limits[split]}
-        batches = {batch["first"]: batch["rows"] for batch in unfinished(part, key)}
-        comparisons: list[dict[str, Any]] = [row for first in sorted(batches) for row in batches[first]]
-        done = len(comparisons) // each
-        bar = tqdm(total=len(records), initial=done, desc=f"labels {split}", unit="prompt")
-        for first in range(done, len(records), batch_size):
-            batch = records[first : first + batch_size]
-            number = first // batch_size + (1_000_000 if split == "val" else 0)
-            with run_context(precision, policy.model):
-                asked = [r.prompt for r in batch]
-                texts, _, _ = answer(policy, task, resolved, asked, seed_for(seed, number), num_samples * each)
-            groups = [t[i : i + num_samples] for t in texts for i in range(0, len(t), num_samples)]
-            rows = compare(reward, [r for r in batch for _ in range(each)], groups)
-            append_jsonl(part, [{"first": first, "rows": rows}])
-            comparisons += rows
-            bar.update(len(batch))
-        bar.close()
-        counts[split] = write_jsonl(Path(output) / f"{split}.jsonl", comparisons)
-        chosen = [{"prompt": c["prompt"], "completion": c["responses"][c["best"]]} for c in comparisons[::each]]
-        write_jsonl(Path(output) / f"demonstrations.{split}.jsonl", chosen)
-    info.write(output, figures=counts)
-    for split in splits:
-        (Path(output) / f"{split}.part").unlink(missing_ok=True)
+    with alone(output):
+        policy = load_on_device(lm)
+        resolved = task_tokens(task, policy.tokenizer)
+        made_by = {**config, "seed": seed, "model": fingerprint(lm), "code": code_of(labeler)}
+        for split, records in splits.items():
+            each = per_prompt if split == "train" else 1
+            part = Path(output) / f"{split}.part"
+            key = {**made_by, "prompts": file_sha256(files[split]), "limit": limits[split]}
+            batches = {batch["first"]: batch["rows"] for batch in unfinished(part, key)}
+            comparisons: list[dict[str, Any]] = [row for first in sorted(batches) for row in batches[first]]
+            done = len(comparisons) // each
+            bar = tqdm(total=len(records), initial=done, desc=f"labels {split}", unit="prompt")
+            for first in range(done, len(records), batch_size):
+                batch = records[first : first + batch_size]
+                number = first // batch_size + (1_000_000 if split == "val" else 0)
+                with run_context(precision, policy.model):
+                    asked = [r.prompt for r in batch]
+                    texts, _, _ = answer(policy, task, resolved, asked, seed_for(seed, number), num_samples * each)
+                groups = [t[i : i + num_samples] for t in texts for i in range(0, len(t), num_samples)]
+                rows = compare(reward, [r for r in batch for _ in range(each)], groups)
+                append_jsonl(part, [{"first": first, "rows": rows}])
+                comparisons += rows
+                bar.update(len(batch))
+            bar.close()
+            counts[split] = write_jsonl(Path(output) / f"{split}.jsonl", comparisons)
+            chosen = [{"prompt": c["prompt"], "completion": c["responses"][c["best"]]} for c in comparisons[::each]]
+            write_jsonl(Path(output) / f"demonstrations.{split}.jsonl", chosen)
+        info.write(output, figures=counts)
+        for split in splits:
+            (Path(output) / f"{split}.part").unlink(missing_ok=True)
     print(f"{output}: {counts['train']} train and {counts['val']} val comparisons, best of {num_samples} by {labeler}")
 
 

@@ -27,6 +27,11 @@ from .memory import blocks_of
 from .tasks import UsageError
 
 
+def is_sharding(strategy: Any) -> bool:
+    """Whether a Trainer's strategy is the one for sharded networks, and for checkpoints that are folders of their parts."""
+    return isinstance(strategy, ModelParallelStrategy)
+
+
 def sharding_problems(strategy: Any, devices: int) -> list[str]:
     """What of a Trainer's strategy cannot work here, in words.
 
@@ -37,7 +42,7 @@ def sharding_problems(strategy: Any, devices: int) -> list[str]:
     if isinstance(strategy, (FSDPStrategy, DeepSpeedStrategy)):
         name = type(strategy).__name__
         return [f"trainer.strategy: found {name}, expected ModelParallelStrategy (configs/hardware/fsdp2.yaml) to shard networks"]
-    if not isinstance(strategy, ModelParallelStrategy):
+    if not is_sharding(strategy):
         return []
     problems = []
     found = (strategy._data_parallel_size, strategy._tensor_parallel_size)
@@ -47,11 +52,6 @@ def sharding_problems(strategy: Any, devices: int) -> list[str]:
             "1: networks are sharded over all devices"
         )
     return problems
-
-
-def shards(strategy: Any) -> bool:
-    """Whether a strategy reads a checkpoint that is a folder, to which each device wrote its part."""
-    return isinstance(strategy, ModelParallelStrategy)
 
 
 # --------------------------------------------------------------------------------------------------------------- sharding

@@ -22,10 +22,10 @@ from .sharding import (
     average_gradients,
     clip_gradients,
     gradient_norm,
+    is_sharding,
     parameter_groups,
     shard,
     sharding_problems,
-    shards,
     whole_networks,
 )
 from .tasks import Task, UsageError, task_dict
@@ -165,7 +165,7 @@ class StageModule(L.LightningModule):
         """Why a checkpoint cannot be resumed from, in words, one line an option; nothing but the file is loaded."""
         if not Path(path).exists():
             return [f"--ckpt_path: {path}: no such file"]
-        if Path(path).is_dir() and not shards(strategy):
+        if Path(path).is_dir() and not is_sharding(strategy):
             return [f"--ckpt_path: {path}: found a folder, which ModelParallelStrategy alone reads (configs/hardware/fsdp2.yaml)"]
         file = Path(path) / SHARDS if Path(path).is_dir() else path
         try:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from lightning_rlhf import labelers
-from lightning_rlhf.files import DataError
+from lightning_rlhf.files import DataError, alone
 from lightning_rlhf.known import RougeReward, SentimentReward
 from lightning_rlhf.labelers import answer, compare, label
 from lightning_rlhf.models import load_lm, run_context
@@ -80,9 +80,13 @@ def test_several_comparisons_a_prompt(tiny_run: Path, tmp_path: Path) -> None:
     assert len(rows(tmp_path / "val.jsonl")) == 3
 
 
-def test_a_killed_run_goes_on_from_its_last_batch(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("per_prompt", [1, 2])
+def test_a_killed_run_goes_on_from_its_last_batch(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, per_prompt: int
+) -> None:
     """The labels are those of a run that nobody killed; other options begin anew."""
-    whole, asked = labelled(tiny_run, tmp_path / "whole"), []
+    more: dict[str, Any] = {"per_prompt": per_prompt}
+    whole, asked = labelled(tiny_run, tmp_path / "whole", **more), []
 
     def dies(*args: Any, at: int = 0) -> Any:
         asked.append(args[3])
@@ -94,18 +98,25 @@ def test_a_killed_run_goes_on_from_its_last_batch(tiny_run: Path, tmp_path: Path
         asked.clear()
         monkeypatch.setattr(labelers, "answer", partial(dies, at=2))
         with pytest.raises(KeyboardInterrupt):
-            labelled(tiny_run, tmp_path / "killed", **options)
+            labelled(tiny_run, tmp_path / "killed", **more, **options)
         with (tmp_path / "killed/train.part").open("ab") as handle:
             handle.write(b'{"rows": [')  # torn off by the kill
         asked.clear()
         monkeypatch.setattr(labelers, "answer", dies)
-        return labelled(tiny_run, tmp_path / "killed", **(options if options != {"seed": 2} else {}))
+        return labelled(tiny_run, tmp_path / "killed", **more, **(options if options != {"seed": 2} else {}))
 
     assert killed() == whole
     assert [len(batch) for batch in asked] == [2, 3]  # the second of 4 + 2; val
     assert not list((tmp_path / "killed").glob("*.part"))
     assert killed(seed=2) == whole
     assert [len(batch) for batch in asked] == [4, 2, 3]
+
+
+def test_two_processes_do_not_label_into_one_folder(tiny_run: Path, tmp_path: Path) -> None:
+    with alone(tmp_path / "labels"), pytest.raises(DataError, match="labels: another process is writing there"):
+        labelled(tiny_run, tmp_path / "labels")
+    assert not list((tmp_path / "labels").iterdir())
+    labelled(tiny_run, tmp_path / "labels")
 
 
 def test_labeler_of_ones_own(tiny_run: Path, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Rollouts alone: `generation.sample` beside transformers' `generate`, the same weights, precision and prompts, on a CPU.
 
-    python benchmarks/rollout_speed.py --threads 2 --rounds 5 --output FILE.md
+    python benchmarks/rollout_speed.py --threads 2 --rounds 5 [--compile] --output FILE.md
 
 Settings: stories260k, batch 64, one token of prompt + 24; smollm2, batch 32, 64 + 24; and smollm2 best-of-4 as labels are drawn
 (8 prompts, four responses each: here a prompt is read once, `generate` reads it four times). Both sides draw exactly 24 tokens
@@ -18,7 +18,7 @@ import torch
 from common import head, random_ids, save, spread
 from transformers import GenerationConfig
 
-from lightning_rlhf.generation import sample
+from lightning_rlhf.generation import sample_with
 from lightning_rlhf.models import load_lm, run_context
 
 SETTINGS = {  # model, prompts, their tokens, responses a prompt
@@ -35,7 +35,7 @@ def seconds(function: Callable[[], Any]) -> float:
     return time.perf_counter() - began
 
 
-def sides(name: str, batch: int, prompt: int, samples: int, length: int) -> dict[str, Callable[[], Any]]:
+def sides(name: str, batch: int, prompt: int, samples: int, length: int, compiled: bool) -> dict[str, Callable[[], Any]]:
     """The two calls."""
     lm = load_lm(name)
     tokens = torch.tensor(random_ids(batch, prompt))
@@ -51,8 +51,8 @@ def sides(name: str, batch: int, prompt: int, samples: int, length: int) -> dict
         assert found.shape == (batch * samples, prompt + length)
 
     def ours() -> Any:
-        found = sample(lm.model, tokens, mask, length, 0.7, seed=1, num_samples=samples)
-        assert found.shape == (batch * samples, length)
+        found = sample_with(lm.model, tokens, mask, length, 0.7, seed=1, num_samples=samples, compiled=compiled)
+        assert found.tokens.shape == (batch * samples, length)
 
     return {"ours": ours, "generate": theirs}
 
@@ -63,6 +63,7 @@ def main() -> None:
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=SETTINGS)
     parser.add_argument("--response", type=int, default=24, help="tokens")
     parser.add_argument("--precision", default="32", choices=("32", "bf16"))
+    parser.add_argument("--compile", action="store_true", help="our step under torch.compile; its first call is not timed")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", default=None, help="Markdown file of the table")
@@ -74,7 +75,7 @@ def main() -> None:
     ]
     for setting in args.settings:
         name, batch, prompt, samples = SETTINGS[setting]
-        calls = sides(name, batch, prompt, samples, args.response)
+        calls = sides(name, batch, prompt, samples, args.response, args.compile)
         took: dict[str, list[float]] = {side: [] for side in calls}
         with run_context(args.precision):
             for call in calls.values():

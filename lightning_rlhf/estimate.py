@@ -407,7 +407,7 @@ class StageRun:
         options = given.arguments
         length, rows = options["length"], len(options["tokens"]) * options["num_samples"]
         token_bytes = rows * cache_bytes(options["model"].config, 2 if torch.is_autocast_enabled("cpu") else 4)
-        options["length"], options["stop"] = min(length, STEPS), ()
+        options.update(length=min(length, STEPS), stop=(), compiled=False)  # a function traced here would never be compiled again
         with self.meter.during("rollout", cache=token_bytes * (length - options["length"])):
             self.cache_bytes = token_bytes * (options["tokens"].shape[1] + options["length"])
             drawn = SAMPLE(*given.args, **given.kwargs)

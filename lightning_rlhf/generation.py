@@ -92,6 +92,7 @@ def sample_with(
     watch: nn.Module | None = None,
     stop: Sequence[int] = (),
     pad_id: int = 0,
+    compiled: bool = False,
 ) -> Drawn:
     """`sample`, with the log-probs of what was drawn, and what a block of the model was given at each place.
 
@@ -99,6 +100,7 @@ def sample_with(
         watch: A block of the model whose input is kept, so that blocks below it need not be run again; one response a prompt.
         stop: Ids that end a response: what comes after one is not sampled, and rows that have ended leave the batch.
         pad_id: Stands after a stop token.
+        compiled: Compile the step of a Llama; its batch keeps its shape, so that rows that have ended stay in it.
     """
     if not bool(mask[:, -1].all()) or bool((mask[:, :-1] & ~mask[:, 1:]).any()):
         raise ValueError("sample: padding after a prompt's first token, expected left-padded prompts of at least one token")
@@ -121,7 +123,7 @@ def sample_with(
         if num_samples > 1:
             cache.batch_repeat_interleave(num_samples)
             logits, mask, following = (x.repeat_interleave(num_samples, 0) for x in (logits, mask, following))
-        steps = steps_of(model, cache, mask, following, length, watch, keep)
+        steps = steps_of(model, cache, mask, following, length, watch, keep, compiled)
         live = torch.ones_like(there, dtype=torch.bool)  # rows of the batch that have not ended
         for step in range(length):
             uniform = torch.rand((rows, 1), generator=generator, dtype=torch.float64, device=tokens.device)
@@ -134,7 +136,7 @@ def sample_with(
             if (step + 1 == length and watch is None) or (stop and not bool(needed.any())):
                 break
             live = after
-            if stop and 8 * int((~needed).sum()) >= len(needed):  # copying the cache for fewer does not pay
+            if stop and not steps.fixed and 8 * int((~needed).sum()) >= len(needed):  # copying the cache for fewer does not pay
                 left = needed.nonzero().squeeze(1)
                 there, live, token = there[left], live[left], token[left]
                 steps.select(left)

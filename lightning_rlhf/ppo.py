@@ -195,8 +195,9 @@ class PPOModule(PPOSetup):
         ends = self.stop if self.mode == "eos" and not self.sharded else ()  # sharded: as many passes on every rank
         with gathered(self.policy):
             drawn = sample_with(
-                self.policy, batch.tokens, batch.mask, length, temperature, chosen, watch=watched, stop=ends, pad_id=self.pad_id
-            )
+                self.policy, batch.tokens, batch.mask, length, temperature, chosen, watch=watched, stop=ends, pad_id=self.pad_id,
+                compiled=self.compile_sampler,
+            )  # fmt: skip
         responses, real = drawn.tokens, torch.ones_like(drawn.tokens, dtype=torch.bool)
         if self.mode == "eos":
             responses, real, _ = until(responses, self.stop, self.pad_id)

@@ -4,6 +4,8 @@ and the state that a resume takes up. The algorithm is `ppo.py`.
 
 from __future__ import annotations
 
+import os
+import shutil
 import time
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -11,7 +13,6 @@ from typing import Any, Literal
 
 import torch
 from pytorch_lightning.cli import OptimizerCallable
-from pytorch_lightning.strategies import ModelParallelStrategy
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import nn
 from torchmetrics import Metric
@@ -33,6 +34,7 @@ from .scoring import (
     load_reward,
     weighted_sum,
 )
+from .sharding import is_sharding
 from .stage import StageModule
 from .tasks import Task, UsageError, stop_ids, task_tokens, told
 from .validation import Answer
@@ -98,11 +100,14 @@ class PPOSetup(StageModule):
         gamma: Discount.
         lam: GAE's λ.
         whiten_rewards: Scale rewards to variance 1, keeping their mean.
-        trainable_layers: Train only so many top blocks (and the value head), of a separate value network too; null: all.
+        trainable_layers: Train only so many top blocks (and the value head), of a separate value network too (one that has
+            fewer trains whole); null: all.
         lora: Train low-rank adapters (and the value head) alone, a separate value network's too; null: the weights themselves.
             The reference is then the policy with its adapters off.
         gradient_checkpointing: In the update, keep the blocks' inputs alone for the backward pass, and run them again there.
         frozen_dtype: Of the weights of networks that do not train, and with `lora` of those under the adapters.
+        compile_sampler: Sample a Llama's tokens by a compiled function (`decode.CompiledSteps`): pays where the model is small
+            and the run long. Sharded networks are sampled as before.
         seed: Of sampling and of the minibatches.
         overwrite: Replace an existing output.
     """
@@ -154,6 +159,7 @@ class PPOSetup(StageModule):
         lora: LoRA | None = None,
         gradient_checkpointing: bool = False,
         frozen_dtype: Literal["float32", "bfloat16"] = "float32",
+        compile_sampler: bool = False,
         seed: int = 1,
         overwrite: bool = False,
     ) -> None:
@@ -176,6 +182,7 @@ class PPOSetup(StageModule):
         self.gamma, self.lam, self.whiten_rewards = gamma, lam, whiten_rewards
         self.trainable_layers, self.lora = trainable_layers, lora
         self.gradient_checkpointing, self.frozen_dtype = gradient_checkpointing, frozen_dtype
+        self.compile_sampler = compile_sampler
         self.alarms = Alarms(alarms)
         self.updates = self.episodes = self.skipped_steps = 0
         self.validated = -1  # updates at the last validation
@@ -200,7 +207,7 @@ class PPOSetup(StageModule):
                 f"trainer.precision: found {trainer.precision}; PPO is refused under it, because the gradient scaler skips "
                 "optimizer steps while the schedule and the KL controller go on; use bf16-mixed or 32-true"
             )
-        if isinstance(getattr(trainer, "strategy", None), ModelParallelStrategy) and self.trainable_layers is not None:
+        if is_sharding(getattr(trainer, "strategy", None)) and self.trainable_layers is not None:
             problems.append(
                 f"model.trainable_layers: found {self.trainable_layers} with ModelParallelStrategy, under which each network is "
                 "sharded by itself and cannot share the policy's frozen blocks; expected null"
@@ -272,6 +279,8 @@ class PPOSetup(StageModule):
         for option in ("held_out_reward", "metrics"):
             if getattr(self, option) and not has_val:
                 problems.append(f"model.{option}: given without data.val, expected validation prompts")
+        if self.compile_sampler and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
+            problems.append("model.compile_sampler: found true without a C++ compiler (c++, or what CXX names); expected false")
         if self.value_init is not None:
             problems += told(read_reward_info if _is_reward(self.value_init) else find_lm, self.value_init)
         return problems

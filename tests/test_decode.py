@@ -1,7 +1,8 @@
-"""A Llama's own steps give the model's own logits, padded or not, with adapters, and after rows have left."""
+"""A Llama's steps give the model's logits, padded or not, with adapters, after rows have left; compiled they draw the same."""
 
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
 import pytest
@@ -10,7 +11,9 @@ from tiny import STORIES
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from lightning_rlhf import decode
 from lightning_rlhf.decode import Forward, LlamaSteps, Steps, steps_of
+from lightning_rlhf.generation import sample_with, until
 from lightning_rlhf.lora import LoRA, add_lora, lora_layers
 from lightning_rlhf.models import load_lm, pad_batch, position_ids
 
@@ -105,3 +108,36 @@ def test_bf16() -> None:
         for token in TOKENS:
             found, expected = ours.step(token).float(), own.step(token).float()
             assert float((found - expected).abs().mean()) < 0.02 * float(expected.std())
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler, and there is no c++ here")
+def test_compiled_steps_draw_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    """Ragged prompts, rows that end early, a watched block; another width of prompts needs no other function."""
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
+                         num_key_value_heads=2, initializer_range=0.5)  # fmt: skip
+    model = LlamaForCausalLM(config).eval()
+    for rows in ([[5], [1, 2, 3, 4], [7, 8]], [[9] * 6, [1, 2, 3], [4] * 2]):
+        tokens, mask = pad_batch(rows, 0)
+        whole = sample_with(model, tokens, mask, 12, 1.0, 3)
+        every: list[dict[str, Any]] = [{}, {"stop": whole.tokens[:, 4].tolist(), "pad_id": 39, "watch": model.model.layers[1]}]
+        for options in every:
+            plain, compiled = (sample_with(model, tokens, mask, 12, 1.0, 3, compiled=c, **options) for c in (False, True))
+            assert torch.equal(compiled.tokens, plain.tokens)
+            torch.testing.assert_close(compiled.logprobs, plain.logprobs, rtol=1e-5, atol=1e-5)
+            if options:
+                real = torch.cat([mask, until(plain.tokens, options["stop"], 39).mask], 1)
+                torch.testing.assert_close(compiled.inputs[real], plain.inputs[real], rtol=1e-5, atol=1e-5)
+    assert capsys.readouterr().out.count("sampler: first step of 3 rows of 64 places: ") == 2
+
+
+@torch.no_grad()
+def test_the_compiled_function_uncompiled_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it runs where torch.compile gives up: the cache is in bf16, and the rotary table makes float32 of the keys."""
+    model = llama("stories")
+    tokens, mask = pad_batch(ROWS, 0)
+    monkeypatch.setattr(decode, "_compiled", lambda: decode._step)
+    with torch.autocast("cpu", torch.bfloat16):
+        plain, found = (sample_with(model, tokens, mask, 6, 1.0, 3, compiled=c) for c in (False, True))
+    assert torch.equal(found.tokens, plain.tokens)
+    torch.testing.assert_close(found.logprobs, plain.logprobs, rtol=0, atol=0.05)

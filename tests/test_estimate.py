@@ -118,6 +118,8 @@ def test_options_move_what_they_should(estimated: Callable[..., dict[str, Any]],
     real, whole = counted(small), estimated("ppo")["phases"]["update"]
     micro = estimated("ppo", "--model.micro_batch_size", "4", "--trainer.precision", "bf16-mixed")["phases"]["update"]
     assert whole["activations"] / micro["activations"] > 4  # four times for the rows, and more for the precision
+    compiled = estimated("ppo", "--model.compile_sampler", "true")["phases"]["rollout"]
+    assert {**compiled, "process": 0} == {**estimated("ppo")["phases"]["rollout"], "process": 0}
     other = estimated("ppo", "--model.value", "separate", "--model.trainable_layers", "1")["phases"]["checkpoint"]
     trunk = load_lm(small).model.base_model
     block = storage_bytes([*trunk.layers[1].parameters(), *trunk.norm.parameters()])

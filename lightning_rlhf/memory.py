@@ -87,7 +87,8 @@ def blocks_of(model: Any) -> list[nn.Module]:
     trunk, number = model.base_model, model.config.num_hidden_layers
     found = [m for m in trunk.children() if isinstance(m, nn.ModuleList) and len(m) == number]
     if len(found) != 1:
-        raise UsageError(f"model.gradient_checkpointing: not supported for {type(trunk).__name__}, whose blocks are not one list")
+        options = "gradient_checkpointing, num_hidden_layers, ModelParallelStrategy"
+        raise UsageError(f"{options}: not supported for {type(trunk).__name__}, whose blocks are not one list")
     return list(found[0])
 
 

@@ -31,6 +31,7 @@ from .files import file_sha256
 from .logprobs import logits_of, within
 from .logprobs import token_logprobs as token_logprobs  # part of what this file offers
 from .lora import adapter_base, merge_start, plain_copy, save_adapter, without_adapter
+from .memory import blocks_of
 from .runinfo import atomic_directory
 from .tasks import UsageError
 
@@ -471,6 +472,33 @@ class SplitTrunk:
         return mine.keys() == theirs.keys() and all(torch.equal(v, theirs[k]) for k, v in mine.items())
 
 
+def first_blocks(trunk: Any, number: int) -> Any:
+    """A copy of a trunk with its first blocks alone, between its embeddings and its final norm.
+
+    Args:
+        trunk: A Hugging Face base model; it stays as it is.
+        number: Blocks to keep.
+
+    Raises:
+        UsageError: There are fewer, they are not one list, or the config says more of each (GPT-Neo) than this function knows.
+    """
+    blocks = blocks_of(trunk)
+    if not 0 < number <= len(blocks):
+        raise UsageError(f"model.num_hidden_layers: found {number}, expected 1 to the model's {len(blocks)} blocks")
+    shorter = copy.copy(trunk)
+    (name,) = (n for n, m in trunk.named_children() if isinstance(m, nn.ModuleList) and list(m) == blocks)
+    shorter._modules = {**trunk._modules, name: nn.ModuleList(blocks[:number])}
+    shorter.config = copy.copy(trunk.config)
+    shorter.config.num_hidden_layers = number
+    if getattr(trunk.config, "layer_types", None):
+        shorter.config.layer_types = trunk.config.layer_types[:number]
+    try:
+        type(shorter.config)(**shorter.config.to_dict())
+    except Exception as error:
+        raise UsageError(f"model.num_hidden_layers: {type(trunk).__name__} is not supported: {error}") from None
+    return copy.deepcopy(shorter)
+
+
 class ScalarModel(nn.Module):
     """Trunk and scalar head: reward = gain · head(h) + bias, h the final normed hidden state at the last real token.
 
@@ -567,7 +595,8 @@ def save_reward(directory: str | Path, scalar: ScalarModel, tokenizer: Any, info
     """Write a reward model for `AutoModelForSequenceClassification` (num_labels 1, head `score`), whole or not at all.
 
     `score` has no bias in transformers: the head's own bias is folded into the reward's bias, which stands in
-    `reward.json` with the gain: reward = gain · score + bias. Adapters are merged, and stand in `adapter/` besides.
+    `reward.json` with the gain: reward = gain · score + bias. Adapters are merged, and stand in `adapter/` besides where the
+    model has all blocks.
 
     Args:
         directory: Replaced where it exists.
@@ -586,7 +615,8 @@ def save_reward(directory: str | Path, scalar: ScalarModel, tokenizer: Any, info
     with atomic_directory(directory) as partial:
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
-        save_adapter(partial / "adapter", scalar.trunk, str(info.get("base", "")))
+        if not info.get("num_hidden_layers"):  # else there is no model by itself that they belong on
+            save_adapter(partial / "adapter", scalar.trunk, str(info.get("base", "")))
         record = {**info, "gain": gain, "bias": gain * head_bias + bias}
         (partial / "reward.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
 

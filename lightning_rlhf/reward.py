@@ -36,7 +36,7 @@ from .generation import sample, seed_for
 from .heldout import Decision, accuracy, decisions, scalar_fit, summary
 from .lora import LoRA, add_lora, lora_problems
 from .memory import checkpointed
-from .models import ScalarModel, SplitTrunk, bos_ids, find_lm, load_lm, pad_batch, save_reward
+from .models import ScalarModel, SplitTrunk, bos_ids, find_lm, first_blocks, load_lm, pad_batch, save_reward
 from .optim import AdamTF, linear_anneal
 from .records import Comparison, label_type
 from .sharding import gathered
@@ -176,6 +176,8 @@ class RewardModule(StageModule):
         output: Directory of the trained reward model.
         task: The task (set once, at the top of the config).
         optimizer: Class and arguments of the optimizer.
+        num_hidden_layers: Keep so many of the model's blocks, from the bottom, and its final norm; null: all. A reward model
+            may be smaller than the policy (InstructGPT, §3.5, has 6B for 175B).
         trainable_layers: Train only so many top blocks (and the head); null: all parameters.
         lora: Train low-rank adapters (and the head) alone; null: the weights themselves.
         gradient_checkpointing: Keep the blocks' inputs alone for the backward pass, and run them again there.
@@ -196,6 +198,7 @@ class RewardModule(StageModule):
         output: str,
         task: Task,
         optimizer: OptimizerCallable = lambda p: AdamTF(p, lr=5e-5),
+        num_hidden_layers: int | None = None,
         trainable_layers: int | None = None,
         lora: LoRA | None = None,
         gradient_checkpointing: bool = False,
@@ -208,10 +211,12 @@ class RewardModule(StageModule):
         overwrite: bool = False,
     ) -> None:
         options = dict(
-            policy=policy, trainable_layers=trainable_layers, normalise_samples=normalise_samples, normalise=normalise, lora=lora
+            policy=policy, num_hidden_layers=num_hidden_layers, trainable_layers=trainable_layers, lora=lora,
+            normalise_samples=normalise_samples, normalise=normalise,
         )  # fmt: skip
         super().__init__("reward", output, task, seed, overwrite, options)
-        self.policy_name, self.optimizer, self.trainable_layers = policy, optimizer, trainable_layers
+        self.policy_name, self.optimizer = policy, optimizer
+        self.num_hidden_layers, self.trainable_layers = num_hidden_layers, trainable_layers
         self.lora, self.gradient_checkpointing = lora, gradient_checkpointing
         self.normalise_by, self.normalise_samples, self.rollout_batch_size = normalise, normalise_samples, rollout_batch_size
         self.margin, self.centring = margin, centring
@@ -250,13 +255,16 @@ class RewardModule(StageModule):
             return
         lm = load_lm(self.policy_name)
         width = lm.model.get_input_embeddings().weight.shape[1]
+        model = lm.model
+        if self.num_hidden_layers is not None:
+            model = first_blocks(model.base_model, self.num_hidden_layers)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            self.scalar = ScalarModel(lm.model.base_model, width, std=1.0 / math.sqrt(width + 1))
+            self.scalar = ScalarModel(model.base_model, width, std=1.0 / math.sqrt(width + 1))
         if self.trainable_layers is not None:
-            SplitTrunk(lm.model, self.trainable_layers)
+            SplitTrunk(model, self.trainable_layers)
         if self.lora is not None:
-            add_lora(lm.model, self.lora, self.seed)
+            add_lora(model, self.lora, self.seed)
         self.shard(self.scalar.trunk)
         self.tokenizer = lm.tokenizer
         self._reference = [lm]  # a list, so that the trunk is not registered twice
@@ -396,6 +404,7 @@ class RewardModule(StageModule):
         info = {
             "task": self.task.name,
             "base": self.policy_name,
+            "num_hidden_layers": self.num_hidden_layers,
             "trainable_layers": self.trainable_layers,
             "labels": len(data.items["train"]),
             "label_types": dict(Counter(label_type(item) for item in data.items["train"])),

@@ -223,6 +223,7 @@ JOBS: dict[str, tuple[str, Callable[[], Any], dict[str, Any]]] = {
     "ppo, replicas": ("ppo", replicated, {}),
     "sft, shards, GPT-2 with its own head": ("sft", sharded, {"policy": "gpt2", "clip": 0.5}),
     "reward, shards": ("reward", sharded, {"clip": 0.5}),
+    "reward, shards, first blocks": ("reward", sharded, {"clip": 0.5, "num_hidden_layers": 2}),
     "ppo, shards": ("ppo", sharded, {"max_grad_norm": 0.2, "micro_batch_size": 2, "reward": "reward", "kl_loss": 1.0}),
     "ppo, shards, adapters": ("ppo", sharded, {
         "lora": LoRA(r=2, alpha=4.0), "value": "separate", "gradient_checkpointing": True,

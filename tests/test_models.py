@@ -13,6 +13,8 @@ from transformers import (
     AutoTokenizer,
     GPT2Config,
     GPT2LMHeadModel,
+    GPTNeoConfig,
+    GPTNeoModel,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
@@ -20,6 +22,7 @@ from transformers import (
 )
 
 from lightning_rlhf.logprobs import _HeadLogprobs, entropy_of, head_kl, head_logprobs, logits_of, token_logprobs
+from lightning_rlhf.memory import blocks_of
 from lightning_rlhf.models import (
     ASSETS,
     LM,
@@ -31,6 +34,7 @@ from lightning_rlhf.models import (
     encode,
     encode_continuation,
     find_lm,
+    first_blocks,
     hidden_states,
     load_lm,
     load_scalar,
@@ -594,3 +598,32 @@ def test_read_reward_info_refuses(tmp_path: Path) -> None:
     (tmp_path / "reward.json").write_text('{"task": "tldr", "gain": 1.0}')
     with pytest.raises(UsageError, match="field 'bias' is missing"):
         read_reward_info(tmp_path)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_first_blocks_are_the_models_own(family: str) -> None:
+    """What the model's hidden state is after its second block, under its final norm; nothing is shared with it."""
+    model = tiny(family, 12).eval()
+    trunk = model.base_model
+    whole = {k: v.clone() for k, v in trunk.state_dict().items()}
+    shorter = first_blocks(trunk, 2)
+    tokens, mask = torch.arange(10).view(2, 5), torch.ones(2, 5, dtype=torch.bool)
+    norm = trunk.norm if family == "llama" else trunk.ln_f
+    with torch.no_grad():
+        expected = norm(trunk(input_ids=tokens, output_hidden_states=True).hidden_states[2])
+        torch.testing.assert_close(hidden_states(shorter, tokens, mask), expected, rtol=0, atol=1e-6)
+        for p in shorter.parameters():
+            p.add_(1.0)
+    assert all(torch.equal(v, whole[k]) for k, v in trunk.state_dict().items())
+    assert shorter.config.num_hidden_layers == 2 == len(blocks_of(shorter))
+    assert trunk.config.num_hidden_layers == 3 == len(blocks_of(trunk))
+    assert len(blocks_of(type(trunk)(shorter.config))) == 2  # the config builds it, per-layer lists and all
+    for number in (0, 4):
+        with pytest.raises(UsageError, match=f"model.num_hidden_layers: found {number}, expected 1 to the model's 3 blocks"):
+            first_blocks(trunk, number)
+
+
+def test_first_blocks_of_a_family_that_lists_its_blocks_otherwise() -> None:
+    config = GPTNeoConfig(vocab_size=12, hidden_size=16, num_layers=4, num_heads=2, attention_types=[[["global", "local"], 2]])
+    with pytest.raises(UsageError, match="model.num_hidden_layers: GPTNeoModel is not supported"):
+        first_blocks(GPTNeoModel(config), 2)

@@ -16,12 +16,14 @@ from safetensors.torch import load_file
 
 from lightning_rlhf.cli import main
 from lightning_rlhf.data import PreferenceData, SFTData
-from lightning_rlhf.models import load_scalar, load_tokenizer, pad_batch
+from lightning_rlhf.lora import LoRA
+from lightning_rlhf.memory import blocks_of
+from lightning_rlhf.models import load_lm, load_scalar, load_tokenizer, pad_batch
 from lightning_rlhf.optim import AdamTF
 from lightning_rlhf.reward import RewardModule
 from lightning_rlhf.sft import SFTModule
 from lightning_rlhf.stage import StageModule
-from lightning_rlhf.tasks import Task
+from lightning_rlhf.tasks import Task, UsageError
 
 LM = "stories260k"
 TASK = Task(name="toy", query_length=12, start_text=None, response_length=6, truncate_text=None, truncate_after=0)
@@ -101,6 +103,36 @@ def test_ratings_alone_have_no_accuracy(tmp_path: Path) -> None:
     _, info = fit(tmp_path, PreferenceData(file, LM, TASK, file, batch_size=4))
     assert info["accuracy"] is info["chance"] is None
     assert list(info["held_out_figures"]) == ["scalar_rating"]
+
+
+# ------------------------------------------------------------------------------------------------------- smaller models
+
+
+@pytest.mark.parametrize("options", [{}, {"trainable_layers": 1}, {"lora": LoRA()}], ids=["whole", "top", "adapters"])
+def test_a_model_of_the_first_blocks(tmp_path: Path, options: dict[str, Any]) -> None:
+    """It trains, its directory loads with its size, and the reference that normalises is the policy, whole."""
+    data = PreferenceData(labels(tmp_path, "best_of_n", 8), LM, TASK, batch_size=4)
+    options = {"trainable_layers": None, **options}
+    module, info = fit(tmp_path, data, num_hidden_layers=2, **options)
+    whole, _ = fit(tmp_path / "whole", PreferenceData(labels(tmp_path, "best_of_n", 8), LM, TASK, batch_size=4))
+    assert torch.equal(module.reference_samples[0], whole.reference_samples[0])
+    assert info["num_hidden_layers"] == 2
+    assert not (tmp_path / "reward/adapter").exists()  # the policy is not what they belong on
+    scalar, _, _ = load_scalar(tmp_path / "reward")
+    assert len(blocks_of(scalar.trunk)) == 2
+    start = load_lm(LM).model.base_model.state_dict()
+    moved = {n for n, p in scalar.trunk.state_dict().items() if not torch.equal(p, start[n])}
+    assert any(n.startswith("layers.1.") for n in moved)
+    assert any(n.startswith("layers.0.") for n in moved) == (options["trainable_layers"] is None)
+    tokens, mask = module.reference_samples
+    with torch.no_grad():
+        torch.testing.assert_close(scalar(tokens, mask), module.scalar(tokens, mask), rtol=1e-4, atol=1e-4)
+
+
+def test_more_blocks_than_there_are(tmp_path: Path) -> None:
+    data = PreferenceData(labels(tmp_path, "best_of_n", 8), LM, TASK, batch_size=4)
+    with pytest.raises(UsageError, match="model.num_hidden_layers: found 9, expected 1 to the model's 5 blocks"):
+        fit(tmp_path, data, num_hidden_layers=9, trainable_layers=None)
 
 
 # --------------------------------------------------------------------------------------------------------- normalisation

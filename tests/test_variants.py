@@ -16,10 +16,12 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.text import CharErrorRate
 
+from lightning_rlhf import decode
 from lightning_rlhf.alarms import Thresholds
 from lightning_rlhf.cli import main
 from lightning_rlhf.data import PromptBatch, PromptData
-from lightning_rlhf.models import ScalarModel, load_lm, load_scalar, save_reward
+from lightning_rlhf.memory import blocks_of
+from lightning_rlhf.models import ScalarModel, first_blocks, load_lm, load_scalar, save_reward
 from lightning_rlhf.optim import AdamTF
 from lightning_rlhf.ppo import Outputs, PPOModule, Rollout
 from lightning_rlhf.scoring import LearnedReward, WeightedReward
@@ -252,10 +254,11 @@ def test_a_separate_value_network(tmp_path: Path, layers: int | None) -> None:
     assert values[0].tolist() == pytest.approx(ours, abs=1e-5)
 
 
-def test_a_value_network_starts_from_a_reward_model(tmp_path: Path) -> None:
+@pytest.mark.parametrize("blocks", [5, 2])
+def test_a_value_network_starts_from_a_reward_model(tmp_path: Path, blocks: int) -> None:
     lm = load_lm("stories260k")
     torch.manual_seed(0)
-    scalar = ScalarModel(lm.model.base_model, 64, 0.1)
+    scalar = ScalarModel(first_blocks(lm.model.base_model, blocks), 64, 0.1)
     scalar.gain.data.fill_(-2.0)
     scalar.bias.data.fill_(0.7)
     save_reward(tmp_path / "reward", scalar, lm.tokenizer, {"task": "toy"})
@@ -267,6 +270,32 @@ def test_a_value_network_starts_from_a_reward_model(tmp_path: Path) -> None:
         values = module.policy_outputs(tokens, mask, None)[1]
         rewards = [scalar(tokens[:, : n + 1], mask[:, : n + 1]).item() for n in range(1, 7)]
     assert values[0].tolist() == pytest.approx(rewards, abs=1e-5)
+    # it may be smaller than the policy, of which the top blocks alone train: then it trains whole
+    options = dict(value="separate", value_init=str(tmp_path / "reward"), reward=str(tmp_path / "reward"), trainable_layers=3)
+    trained, rows = run(tmp_path / "trained", iterations=2, allow_unguarded=True, **options)
+    assert all(r["ppo/ratio_error"] < 1e-5 for r in rows)
+    assert (trained.value_split is None) == (blocks == 2)
+    before, after = scalar.trunk.state_dict(), trained.value_trunk.state_dict()
+    assert torch.equal(before["layers.0.mlp.up_proj.weight"], after["layers.0.mlp.up_proj.weight"]) == (blocks == 5)
+    assert len(blocks_of(load_scalar(tmp_path / "trained/policy/value")[0].trunk)) == blocks
+
+
+# ------------------------------------------------------------------------------------------------------------- sampling
+
+
+@pytest.mark.parametrize("options", [{}, {"mode": "eos", "stop_token": " the"}, {"trainable_layers": 2}])
+def test_the_compiled_sampler_is_asked_and_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    """The function itself, not compiled here (tests/test_generation.py does)."""
+    _, plain = run(tmp_path / "plain", iterations=2, **options)
+    steps = []
+    monkeypatch.setattr(decode, "_compiled", lambda: lambda *given: steps.append(1) or decode._step(*given))
+    _, found = run(tmp_path / "compiled", iterations=2, compile_sampler=True, **options)
+    assert steps
+    timed = ("elapsed", "tok/s")
+    for one, other in zip(plain, found, strict=True):
+        assert {k for k in one if one[k] != pytest.approx(other[k], rel=1e-3, abs=1e-4) and not k.startswith(timed)} == set()
 
 
 # -------------------------------------------------------------------------------------------------- KL, steps, rewards
@@ -628,6 +657,13 @@ def test_options_are_checked(tmp_path: Path, options: dict, message: str) -> Non
     problems = module.check(data, trainer_of(), False)
     assert len(problems) == 1
     assert message in problems[0]
+
+
+def test_compiling_needs_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, data = made(tmp_path, compile_sampler=True)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (problem,) = module.check(data, trainer_of(), False)
+    assert problem.startswith("model.compile_sampler: found true without a C++ compiler")
 
 
 def test_a_value_network_of_another_vocabulary(tmp_path: Path) -> None:

@@ -140,7 +140,7 @@ class CompiledSteps(LlamaSteps):
     """
 
     fixed = True
-    ROUND = 64
+    ROUND = 32
     known: ClassVar[set[tuple[int, ...]]] = set()
 
     def __init__(

@@ -8,7 +8,7 @@
 # RUN_DIR  where everything goes (default: a new folder under out/)
 # FIRST_RUN  a run whose prompts, labels, supervised policy and reward model are taken; only PPO and the report are run
 #
-# SHORT=1 (make demo): smollm2 within the hour, with 2,000 labels in place of 3,200, 40 PPO iterations in place of 110, and 300
+# SHORT=1 (make demo): smollm2 within the hour, with 1,600 queries to label in place of 3,200, two comparisons each, and 300
 # held-out queries in place of 500. stories260k is short as it is.
 #
 # Each command can be run alone, and any option changed by a flag or a further -c FILE.
@@ -22,9 +22,9 @@ HARDWARE=configs/hardware/cpu.yaml
 if [ "$MODEL" != stories260k ] && grep -qE 'avx512_bf16|amx_bf16' /proc/cpuinfo 2>/dev/null; then
   HARDWARE=configs/hardware/cpu_bf16.yaml # about 4 times faster than float32 on such CPUs
 fi
-PROMPTS= PPO=
+PROMPTS=
 if [ -n "${SHORT:-}" ] && [ "$MODEL" = smollm2 ]; then
-  PROMPTS="--train 2000 --test 300" PPO="--data.init_args.total_episodes 1280"
+  PROMPTS="--train 1600 --test 300"
 fi
 cd "$(dirname "$0")/.."
 set -x
@@ -36,7 +36,7 @@ else
   lightning-rlhf fit -c $BASE/sft.yaml -c $OVER/sft.yaml -c $HARDWARE --run_dir "$RUN" --seed_everything "$SEED"
   lightning-rlhf fit -c $BASE/reward.yaml -c $OVER/reward.yaml -c $HARDWARE --run_dir "$RUN" --seed_everything "$SEED"
 fi
-lightning-rlhf fit -c $BASE/ppo.yaml -c $OVER/ppo.yaml -c $HARDWARE --run_dir "$RUN" --seed_everything "$SEED" $PPO
+lightning-rlhf fit -c $BASE/ppo.yaml -c $OVER/ppo.yaml -c $HARDWARE --run_dir "$RUN" --seed_everything "$SEED"
 python -m eval report --config $BASE/eval.yaml --config $OVER/eval.yaml --run_dir "$RUN" --seed "$SEED"
 set +x
 echo

@@ -128,7 +128,7 @@ def test_compiled_steps_draw_the_same(capsys: pytest.CaptureFixture[str]) -> Non
             if options:
                 real = torch.cat([mask, until(plain.tokens, options["stop"], 39).mask], 1)
                 torch.testing.assert_close(compiled.inputs[real], plain.inputs[real], rtol=1e-5, atol=1e-5)
-    assert capsys.readouterr().out.count("sampler: first step of 3 rows of 64 places: ") == 2
+    assert capsys.readouterr().out.count("sampler: first step of 3 rows of 32 places: ") == 2
 
 
 @torch.no_grad()

@@ -106,25 +106,30 @@ class LlamaSteps:
         for layer in cache.layers:
             self.cached.append((_with_room(layer.keys, length), _with_room(layer.values, length)))
             layer.keys = layer.values = None
-        places = torch.arange(mask.shape[1] + length, device=mask.device)
-        positions = (following + places - mask.shape[1]).clamp_min(0)  # (rows, P + length); those of the prompt are not used
+        positions = following + torch.arange(length, device=mask.device)  # (rows, length)
         hidden = model.model.embed_tokens.weight[:1]  # the rotary table has its type
         table = model.model.rotary_emb(hidden, position_ids=positions)
-        self.cos, self.sin = (x.unsqueeze(1) for x in table)  # (rows, 1, P + length, d)
+        self.cos, self.sin = (x.unsqueeze(1) for x in table)  # (rows, 1, length, d)
         self.seen = None  # where prompts are padded: (rows, 1, 1, P + length) bool
         if not bool(mask.all()):
             self.seen = F.pad(mask, (0, length), value=True)[:, None, None]
+        self.first = self.at
 
     def step(self, token: Tensor) -> Tensor:
         """As `Steps` says."""
-        here, upto = slice(self.at, self.at + 1), self.at + 1
+        done = self.at - self.first
+        logits, given = self.run(token, self.cos[:, :, done : done + 1], self.sin[:, :, done : done + 1])
         self.at += 1
-        past = [(keys[:, :, :upto], values[:, :, :upto]) for keys, values in self.cached]
-        seen = None if self.seen is None else self.seen[..., :upto]
-        logits, given = _step(self.model, token, here, past, self.cos[:, :, here], self.sin[:, :, here], seen, self.watch)
         if given is not None and self.keep is not None:
             self.keep(given)
         return logits
+
+    def run(self, token: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor | None]:
+        """`_step` on the places up to this token's."""
+        upto = self.at + 1
+        past = [(keys[:, :, :upto], values[:, :, :upto]) for keys, values in self.cached]
+        seen = None if self.seen is None else self.seen[..., :upto]
+        return _step(self.model, token, slice(self.at, upto), past, cos, sin, seen, self.watch)
 
     def select(self, rows: Tensor) -> None:
         """As `Steps` says."""
@@ -147,26 +152,20 @@ class CompiledSteps(LlamaSteps):
         self, model: Any, cache: Any, mask: Tensor, following: Tensor, length: int, watch: nn.Module | None, keep: Keep | None
     ) -> None:
         super().__init__(model, cache, mask, following, length + -(mask.shape[1] + length) % self.ROUND, watch, keep)
-        self.places = torch.arange(self.cos.shape[2], device=mask.device)
+        self.places = torch.arange(self.first + self.cos.shape[2], device=mask.device)
 
-    def step(self, token: Tensor) -> Tensor:
-        """As `Steps` says."""
+    def run(self, token: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The compiled `_step` on all places; the first of a shape is timed."""
         began, shape = time.perf_counter(), (id(self.model), len(token), len(self.places), self.seen is None, self.watch is None)
-        now = slice(self.at, self.at + 1)
-        here, cos, sin = self.places[now], self.cos[:, :, now], self.sin[:, :, now]
-        logits, given = _compiled()(self.model, token, here, self.cached, cos, sin, self.seen_from(here), self.watch)
-        self.at += 1
+        here = self.places[self.at : self.at + 1]
+        upto = self.places <= here
+        seen = upto if self.seen is None else self.seen & upto
+        cos, sin = cos.contiguous(), sin.contiguous()  # the table's strides follow the prompts' width: one function each
+        found = _compiled()(self.model, token, here, self.cached, cos, sin, seen, self.watch)
         if shape not in self.known:
             self.known.add(shape)
             print(f"sampler: first step of {shape[1]} rows of {shape[2]} places: {time.perf_counter() - began:.1f} s", flush=True)
-        if given is not None and self.keep is not None:
-            self.keep(given)
-        return logits  # type: ignore[no-any-return]
-
-    def seen_from(self, here: Tensor) -> Tensor:
-        """The places that the token of this one looks at: (rows, 1, 1, places) bool, or (places,) where no prompt is padded."""
-        upto = self.places <= here
-        return upto if self.seen is None else self.seen & upto
+        return found  # type: ignore[no-any-return]
 
     def select(self, rows: Tensor) -> None:
         """Never asked for."""
@@ -195,7 +194,7 @@ def _step(
         here: The token's place, to which its keys and values are written: a slice, or (1,) long.
         past: Keys and values of a layer, each (rows, heads, places, d).
         cos, sin: (rows, 1, 1, d), of the token's position.
-        seen: (rows, 1, 1, places) bool; None: all.
+        seen: (rows, 1, 1, places) bool, or what broadcasts to it; None: all.
     """
     hidden, given = model.model.embed_tokens(token), None
     for block, (keys, values) in zip(model.model.layers, past, strict=True):

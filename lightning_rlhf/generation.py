@@ -93,6 +93,7 @@ def sample_with(
     stop: Sequence[int] = (),
     pad_id: int = 0,
     compiled: bool = False,
+    stop_after: int = 0,
 ) -> Drawn:
     """`sample`, with the log-probs of what was drawn, and what a block of the model was given at each place.
 
@@ -101,6 +102,7 @@ def sample_with(
         stop: Ids that end a response: what comes after one is not sampled, and rows that have ended leave the batch.
         pad_id: Stands after a stop token.
         compiled: Compile the step of a Llama; its batch keeps its shape, so that rows that have ended stay in it.
+        stop_after: First index, from 0, at which a stop token counts.
     """
     if not bool(mask[:, -1].all()) or bool((mask[:, :-1] & ~mask[:, 1:]).any()):
         raise ValueError("sample: padding after a prompt's first token, expected left-padded prompts of at least one token")
@@ -131,7 +133,7 @@ def sample_with(
             token = draw(probabilities, uniform[there])  # (rows of the batch, 1)
             sampled[there, step] = torch.where(live, token.squeeze(1), pad_id)
             logprobs[there, step] = torch.where(live, probabilities.gather(1, token).squeeze(1).log(), 0.0)
-            after = live & ~torch.isin(token.squeeze(1), stops)
+            after = live & ~torch.isin(token.squeeze(1), stops) if step >= stop_after else live
             needed = after if watch is None else live  # a watched block sees the stop token too
             if (step + 1 == length and watch is None) or (stop and not bool(needed.any())):
                 break

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from .chat import rendered
 from .files import DataError, alone, append_jsonl, file_sha256, unfinished, write_jsonl
-from .generation import sample, seed_for, truncate
+from .generation import sample_with, seed_for, truncate
 from .models import LM, decode, device_of, encode, find_lm, fingerprint, load_on_device, load_tokenizer, pad_batch, run_context
 from .records import Prompt, read_prompts
 from .runinfo import RunInfo
@@ -26,7 +26,7 @@ PRECISIONS = ("32", "bf16", "auto")
 
 
 def answer(
-    lm: LM, task: Task, resolved: TaskTokens, prompts: list[Any], seed: int, num_samples: int = 1
+    lm: LM, task: Task, resolved: TaskTokens, prompts: list[Any], seed: int, num_samples: int = 1, whole: bool = True
 ) -> tuple[list[list[str]], list[list[list[int]]], list[list[bool]]]:
     """Sample `num_samples` responses a prompt.
 
@@ -35,6 +35,8 @@ def answer(
         task, resolved: The task and its tokens.
         prompts: Texts (or token ids).
         seed: Of the generator.
+        whole: Sample on after the truncate token, as the policy of 2019 does; False: the ids after it mean nothing, and the texts
+            come sooner.
 
     Returns:
         For each prompt and sample: the truncated text, the sampled token ids (untruncated), whether the truncate token is there.
@@ -42,7 +44,11 @@ def answer(
     device = device_of(lm.model)
     rows = [[*resolved.prefix, *encode(lm.tokenizer, p), *resolved.suffix] for p in prompts]
     tokens, mask = pad_batch(rows, 0, "left")
-    sampled = sample(lm.model, tokens.to(device), mask.to(device), task.response_length, task.temperature, seed, num_samples)
+    ends = [] if whole or resolved.truncate is None else [resolved.truncate]
+    sampled = sample_with(
+        lm.model, tokens.to(device), mask.to(device), task.response_length, task.temperature, seed, num_samples, stop=ends,
+        stop_after=task.truncate_after,
+    ).tokens  # fmt: skip
     _, kept, found = truncate(sampled, resolved.truncate, task.truncate_after, 0)
     ids = sampled.tolist()
     texts = [decode(lm.tokenizer, r[:n], continuation=True) for r, n in zip(ids, kept.sum(1).tolist(), strict=True)]
@@ -129,7 +135,7 @@ def label(
                 number = first // batch_size + (1_000_000 if split == "val" else 0)
                 with run_context(precision, policy.model):
                     asked = [r.prompt for r in batch]
-                    texts, _, _ = answer(policy, task, resolved, asked, seed_for(seed, number), num_samples * each)
+                    texts, _, _ = answer(policy, task, resolved, asked, seed_for(seed, number), num_samples * each, whole=False)
                 groups = [t[i : i + num_samples] for t in texts for i in range(0, len(t), num_samples)]
                 rows = compare(reward, [r for r in batch for _ in range(each)], groups)
                 append_jsonl(part, [{"first": first, "rows": rows}])

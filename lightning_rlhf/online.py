@@ -154,9 +154,9 @@ class Collector:
         seeds = [seed_for(self.seed, number + offset, 7 if split == "train" else 8) for offset in (0, 1)]
         with run_context(self.precision, policy.model):
             if split == "train":
-                return answer(policy, self.task, resolved, texts, seeds[0], num_samples)[0]
-            own = answer(policy, self.task, resolved, texts, seeds[0], num_samples // 2)[0]
-            other = answer(reference, self.task, resolved, texts, seeds[1], num_samples - num_samples // 2)[0]
+                return answer(policy, self.task, resolved, texts, seeds[0], num_samples, whole=False)[0]
+            own = answer(policy, self.task, resolved, texts, seeds[0], num_samples // 2, whole=False)[0]
+            other = answer(reference, self.task, resolved, texts, seeds[1], num_samples - num_samples // 2, whole=False)[0]
         return [a + b for a, b in zip(own, other, strict=True)]
 
     def collect(self, split: str, prompts: list[Prompt], begin: int, end: int, num_samples: int, round_number: int) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import torch
+from torch.optim.adam import adam
 from torch.optim.lr_scheduler import LambdaLR
 
 from .tasks import UsageError
@@ -68,17 +69,14 @@ class AdamTF(torch.optim.Optimizer):
             for p in params:
                 by_step.setdefault(int(self.state[p]["step"]), []).append(p)
             for t, same in by_step.items():
-                grads = [cast(torch.Tensor, p.grad) for p in same]
-                m = [self.state[p]["exp_avg"] for p in same]
-                v = [self.state[p]["exp_avg_sq"] for p in same]
-                torch._foreach_mul_(m, beta1)
-                torch._foreach_add_(m, grads, alpha=1 - beta1)
-                torch._foreach_mul_(v, beta2)
-                torch._foreach_addcmul_(v, grads, grads, value=1 - beta2)
-                denominator = torch._foreach_sqrt(v)
-                torch._foreach_add_(denominator, group["eps"])
-                size = group["lr"] * math.sqrt(1 - beta2**t) / (1 - beta1**t)
-                torch._foreach_addcdiv_(same, m, denominator, value=-size)
+                # lr √b₂/b₁ · m/(√v + eps) = lr/b₁ · m/(√v/√b₂ + eps/√b₂) with b = 1 − βᵗ: torch's form at another eps
+                eps = group["eps"] / math.sqrt(1 - beta2**t)
+                m, v = ([self.state[p][key] for p in same] for key in ("exp_avg", "exp_avg_sq"))
+                before = [step for p in same for step in torch.full((1,), t - 1.0, device=p.device)]  # the fused kernel counts on
+                adam(
+                    same, [cast(torch.Tensor, p.grad) for p in same], m, v, [], before, fused=True, amsgrad=False, beta1=beta1,
+                    beta2=beta2, lr=group["lr"], weight_decay=0.0, eps=eps, maximize=False,
+                )  # fmt: skip
         return loss
 
 

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -192,11 +192,12 @@ class PPOModule(PPOSetup):
         chosen = seed_for(self.seed, self.updates, self.global_rank) if seed is None else seed
         length, temperature = self.task.response_length, self.task.temperature
         watched = self.split.first if self.split and not torch.is_autocast_enabled(self.device.type) else None
-        ends = self.stop if self.mode == "eos" and not self.sharded else ()  # sharded: as many passes on every rank
+        ends = () if self.sharded else self.ends  # sharded: as many passes on every rank
+        first = self.task.truncate_after if self.mode == "truncated" else 0
         with gathered(self.policy):
             drawn = sample_with(
                 self.policy, batch.tokens, batch.mask, length, temperature, chosen, watch=watched, stop=ends, pad_id=self.pad_id,
-                compiled=self.compile_sampler,
+                compiled=self.compile_sampler, stop_after=first,
             )  # fmt: skip
         responses, real = drawn.tokens, torch.ones_like(drawn.tokens, dtype=torch.bool)
         if self.mode == "eos":
@@ -235,6 +236,13 @@ class PPOModule(PPOSetup):
         torch.clear_autocast_cache()  # cast without a graph: of no use to the update
         error = torch.where(real, drawn.logprobs - whole["logprobs"], 0.0).abs().amax(1)  # type: ignore[operator]
         return Rollout(tokens=tokens, mask=mask, scores=scores, found=found, kept=kept, sampler_error=error, **whole)  # type: ignore[arg-type]
+
+    @property
+    def ends(self) -> Sequence[int]:
+        """Tokens after which nothing counts, so that the sampler may stop there; none in mode `fixed`."""
+        if self.mode == "truncated" and self.resolved.truncate is not None:
+            return [self.resolved.truncate]
+        return self.stop if self.mode == "eos" else ()
 
     def features(self, tokens: Tensor, mask: Tensor, seen: Tensor | None) -> Tensor | None:
         """(B, P + R, D), the frozen blocks' output, where only top blocks train: what the sampler saw, or of a pass."""

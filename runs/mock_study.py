@@ -46,7 +46,7 @@ def best_of(study: Path) -> dict[str, dict[str, float]]:
     prompts = [str(p.prompt) for p in read_prompts(study / "val.jsonl")][:QUERIES]
     resolved, texts = task_tokens(task, lm.tokenizer), []
     for first in range(0, len(prompts), 16):
-        texts += answer(lm, task, resolved, prompts[first : first + 16], seed_for(7, first), DRAWN)[0]
+        texts += answer(lm, task, resolved, prompts[first : first + 16], seed_for(7, first), DRAWN, whole=False)[0]
     names = {str(n): str(study / f"labels-{n}" / "reward") for n in LABELS} | {"known": "known:sentiment"}
     rewards = {name: load_reward(where) for name, where in names.items()}
     scores = {name: [reward([p] * DRAWN, rs) for p, rs in zip(prompts, texts, strict=True)] for name, reward in rewards.items()}

@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny import STORIES
 from torch import Tensor
+from torch._dynamo.utils import counters
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from lightning_rlhf import decode
@@ -114,6 +115,7 @@ def test_bf16() -> None:
 def test_compiled_steps_draw_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     """Ragged prompts, rows that end early, a watched block; another width of prompts needs no other function."""
     torch.manual_seed(0)
+    counters.clear()
     config = LlamaConfig(vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
                          num_key_value_heads=2, initializer_range=0.5)  # fmt: skip
     model = LlamaForCausalLM(config).eval()
@@ -129,6 +131,7 @@ def test_compiled_steps_draw_the_same(capsys: pytest.CaptureFixture[str]) -> Non
                 real = torch.cat([mask, until(plain.tokens, options["stop"], 39).mask], 1)
                 torch.testing.assert_close(compiled.inputs[real], plain.inputs[real], rtol=1e-5, atol=1e-5)
     assert capsys.readouterr().out.count("sampler: first step of 3 rows of 32 places: ") == 2
+    assert counters["stats"]["unique_graphs"] == 2
 
 
 @torch.no_grad()

@@ -205,8 +205,9 @@ def test_sampling_until_a_stop_token_is_the_plain_loop_cut_there(lm: LM, num_sam
     assert False in found.stopped.tolist() and True in found.stopped.tolist()
 
 
+@pytest.mark.parametrize("after", [0, 9])
 @pytest.mark.parametrize("watched", [False, True])
-def test_rows_that_have_ended_leave_the_batch(watched: bool) -> None:
+def test_rows_that_have_ended_leave_the_batch(watched: bool, after: int) -> None:
     """The rest draw what they would have drawn; the passes get fewer rows, and end with the last of them."""
     whole = load_lm("stories260k")
     split = SplitTrunk(whole.model, 2)
@@ -215,14 +216,15 @@ def test_rows_that_have_ended_leave_the_batch(watched: bool) -> None:
     plain = sample_with(whole.model, tokens, mask, 30, 1.3, 3, watch=split.first)
     places = torch.arange(30)
     stop = [int(t) for t in plain.tokens[:, 2:26:3].flatten().unique()]  # many: each row has one early
-    first = torch.isin(plain.tokens, torch.tensor(stop)).long().argmax(1, keepdim=True)
+    ends = torch.isin(plain.tokens, torch.tensor(stop)) & (places >= after)
+    first = ends.long().argmax(1, keepdim=True)
     real = places <= first
-    assert bool(torch.isin(plain.tokens, torch.tensor(stop)).any(1).all())
+    assert bool(ends.any(1).all())
     assert int(first.max()) < 25 and len(first.unique()) > 2
     fed: list[int] = []
     hook = whole.model.get_input_embeddings().register_forward_pre_hook(lambda _, given: fed.append(len(given[0])))
     options = dict(watch=split.first) if watched else {}
-    found = sample_with(whole.model, tokens, mask, 30, 1.3, 3, stop=stop, pad_id=511, **options)
+    found = sample_with(whole.model, tokens, mask, 30, 1.3, 3, stop=stop, pad_id=511, stop_after=after, **options)
     hook.remove()
     assert torch.equal(found.tokens, torch.where(real, plain.tokens, 511))
     torch.testing.assert_close(found.logprobs, torch.where(real, plain.logprobs, 0.0), rtol=1e-4, atol=1e-4)

@@ -88,11 +88,11 @@ def test_a_killed_run_goes_on_from_its_last_batch(
     more: dict[str, Any] = {"per_prompt": per_prompt}
     whole, asked = labelled(tiny_run, tmp_path / "whole", **more), []
 
-    def dies(*args: Any, at: int = 0) -> Any:
+    def dies(*args: Any, at: int = 0, **options: Any) -> Any:
         asked.append(args[3])
         if len(asked) == at:
             raise KeyboardInterrupt
-        return answer(*args)
+        return answer(*args, **options)
 
     def killed(**options: Any) -> list[dict[str, Any]]:
         asked.clear()
@@ -164,6 +164,20 @@ def test_labeler_sees_the_truncated_response() -> None:
         assert lm.tokenizer.encode("a" + text, add_special_tokens=False)[-1] == kept[-1]
         cut += len(kept) < 24
     assert 0 < cut < 16
+
+
+def test_nothing_is_sampled_after_the_truncate_token_where_the_text_alone_is_wanted() -> None:
+    lm, task = load_lm("stories260k"), Task(query_length=24, start_text=None, truncate_after=6)
+    resolved = task_tokens(task, lm.tokenizer)
+    fed: list[int] = []
+    hook = lm.model.lm_head.register_forward_pre_hook(lambda _, given: fed.append(given[0].shape[0]))
+    given = (lm, task, resolved, ["Once upon a time", "Lily"])
+    with run_context():
+        texts, _, found = answer(*given, seed=1, num_samples=8)
+        whole, fed[:] = sum(fed), []
+        assert answer(*given, seed=1, num_samples=8, whole=False)[::2] == (texts, found)
+    hook.remove()
+    assert sum(fed) < 0.95 * whole
 
 
 @pytest.mark.parametrize(

@@ -287,7 +287,7 @@ def test_a_value_network_starts_from_a_reward_model(tmp_path: Path, blocks: int)
 def test_the_compiled_sampler_is_asked_and_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
-    """The function itself, not compiled here (tests/test_generation.py does)."""
+    """The function itself, not compiled here (tests/test_decode.py does)."""
     _, plain = run(tmp_path / "plain", iterations=2, **options)
     steps = []
     monkeypatch.setattr(decode, "_compiled", lambda: lambda *given: steps.append(1) or decode._step(*given))

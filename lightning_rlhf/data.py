@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import pytorch_lightning as L
 import torch
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
 from .chat import first_in_messages, need_template, rendered
@@ -23,13 +24,13 @@ from .records import (
     DataError,
     Demonstration,
     Prompt,
-    checked,
     label_type,
     read_comparisons,
     read_demonstrations,
     read_prompts,
 )
-from .tasks import Task, TaskTokens, task_tokens
+from .splits import normalised
+from .tasks import Task, TaskTokens, fields_2020, query_2020, task_tokens
 
 __all__ = ["Comparison", "DataError", "PreferenceData", "PromptData", "SFTData", "read_comparisons"]
 
@@ -180,6 +181,7 @@ class StageData(L.LightningDataModule):
             try:
                 self.read()
                 self.check_template()
+                self.check_leaks()
             except DataError as error:
                 problems.append(str(error))
         return problems
@@ -190,6 +192,16 @@ class StageData(L.LightningDataModule):
             if field := first_in_messages(record):
                 need_template(load_tokenizer(self.tokenizer_name), f"{where}: field {field!r}")
                 return
+
+    def check_leaks(self) -> None:
+        """Warn where held-out records have a query, or a near-duplicate of one, that is trained on."""
+        trained = {normalised(record.prompt) for _, record in self.records.get("train", ())}
+        held_out = [normalised(record.prompt) for _, record in self.records.get("val", ())]
+        if leaked := sum(query in trained for query in held_out):
+            rank_zero_warn(
+                f"data.val: {leaked} of {len(held_out)} held-out records have a query that data.train has too, so that their "
+                "figures flatter (lightning-rlhf split parts a file by query)"
+            )
 
     def read(self) -> None:
         """Read the records into memory; raises DataError."""
@@ -382,29 +394,34 @@ class PreferenceData(StageData):
         return none + super().check()
 
     def read(self) -> None:
-        """Read every file and check what the loss of each label needs."""
+        """Read every file."""
         if self.read_done:
             return
         for split, paths in self.paths.items():
             self.records[split] = [row for path in paths for row in numbered(path, read_comparisons)]
-        for where, record in (row for rows in self.records.values() for row in rows):
-            checked(record, where)
         self.references = numbered(self.files["references"], read_demonstrations)
         self.read_done = True
 
     def item(self, record: Comparison, where: str) -> Judged:
         """A record → its ids and its label."""
         record = rendered(record, self.tokenizer, where)
-        query = bos_ids(self.tokenizer) + self.query_ids(record.prompt, where)
+        query = bos_ids(self.tokenizer) + self.query_ids(self.shortened(record.prompt), where)
         responses = [encode_continuation(self.tokenizer, r) for r in record.responses]  # type: ignore[arg-type]
         return Judged(query, responses, record.best, record.ranks, record.ratings, record.margin)
+
+    def shortened(self, prompt: Any) -> Any:
+        """A query in the form of 2020, with its post cut as there where it is too long; anything else as it is."""
+        fields = fields_2020(prompt) if isinstance(prompt, str) else None
+        if fields is None:
+            return prompt
+        return query_2020(**fields, length=self.task.query_length, count=lambda t: len(encode(self.tokenizer, t))) or prompt
 
     def reference_rows(self) -> list[list[int]]:
         """Query and text of each reference, as token ids with BOS."""
         rows = []
         for where, found in self.references:
             record = rendered(found, self.tokenizer, where)
-            query = bos_ids(self.tokenizer) + self.query_ids(record.prompt, where)
+            query = bos_ids(self.tokenizer) + self.query_ids(self.shortened(record.prompt), where)
             rows.append(query + encode_continuation(self.tokenizer, record.completion))  # type: ignore[arg-type]
         return rows
 

@@ -126,7 +126,7 @@ def _json_lines(file: str) -> Iterator[tuple[int, Any]]:
 def _json_array(file: str, chunk: int = 1 << 16) -> Iterator[tuple[int, Any]]:
     """The items of one array, counted from 1; holds a chunk and an item at a time."""
     number, buffer, ended = 1, "", False
-    with open_bytes(file) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig") as handle:
+    with open_bytes(file) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape") as handle:
         while True:
             buffer = buffer.lstrip()
             separator, body = buffer[:1], buffer[1:].lstrip()
@@ -148,26 +148,45 @@ def _json_array(file: str, chunk: int = 1 << 16) -> Iterator[tuple[int, Any]]:
                 more = handle.read(max(chunk, len(buffer)))
                 buffer, ended = buffer + more, not more
                 continue
-            yield number, _encodable(value, body[:end])
+            source = body[:end]
+            if not source.isascii():
+                source.encode(errors="surrogateescape").decode("utf-8")  # a byte that is not UTF-8 raises at its item
+            yield number, _encodable(value, source)
             buffer, number = body[end:], number + 1
 
 
 # A CSV cell is text. These columns hold JSON (a number, a list, an object); empty cells there mean no value.
-_CSV_JSON = {"best", "ranks", "ratings", "rating", "margin", "responses", "score", "difference"}
+_CSV_JSON = {"best", "ranks", "ratings", "rating", "margin", "responses", "score", "difference", "choice", "votes"}
 _CSV_JSON |= {"index", "seed", "scores"}
+# These may: an object or a list of objects, or of a text, token ids or messages.
+_CSV_OBJECTS = re.compile(
+    "info|summaries|summary|systems|meta|messages|prompt|query|sample[0-9]*|chosen|rejected|response|completion"
+)
+
+
+def _cell(name: str, text: str) -> Any:
+    """A CSV cell as the value that it holds; what is not JSON stays text, which the check of that field reports."""
+    if name in _CSV_JSON:
+        with suppress(ValueError):
+            return _JSON.decode(text) if text.strip() else None
+    elif text[:1] in ("[", "{") and _CSV_OBJECTS.fullmatch(name):
+        with suppress(ValueError):
+            value = _JSON.decode(text)
+            if isinstance(value, dict) or {type(x) for x in value} in ({int}, {dict}):
+                return value
+    return text
 
 
 def _csv_rows(file: str) -> Iterator[tuple[int, Any]]:
     """By the csv module: pandas would turn the answers "None" and "NA" into nulls, and "42" into a number."""
     csv.field_size_limit(1 << 30)  # its own limit, 128 KB, is shorter than some articles
-    with open_bytes(file) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as handle:
-        for number, row in enumerate(csv.DictReader(handle, strict=True), 1):
+    with open_bytes(file) as raw:
+        lines = (line.decode("utf-8-sig" if i == 0 else "utf-8") for i, line in enumerate(raw))
+        for number, row in enumerate(csv.DictReader(lines, strict=True), 1):
             if None in row or None in row.values():
                 raise csv.Error("more or fewer cells than the header has")
-            for key in _CSV_JSON.intersection(row):
-                with suppress(ValueError):  # stays text, which the check of that field reports
-                    row[key] = _JSON.decode(row[key]) if row[key].strip() else None
-            yield number, {key: value for key, value in row.items() if value is not None}
+            cells = {key: _cell(key, text) for key, text in row.items()}
+            yield number, {key: value for key, value in cells.items() if value is not None}
 
 
 def _parquet_rows(file: str) -> Iterator[tuple[int, Any]]:

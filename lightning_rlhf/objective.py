@@ -12,6 +12,11 @@ import torch
 from torch import Tensor
 
 
+def wide(values: Tensor) -> Tensor:
+    """float32 at least: half precision and integers become float32, float64 stays."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
 def _mask(like: Tensor, mask: Tensor | None) -> Tensor:
     """The mask, or all True."""
     return torch.ones_like(like, dtype=torch.bool) if mask is None else mask.bool()
@@ -34,7 +39,7 @@ def whiten(values: Tensor, mask: Tensor | None = None, shift_mean: bool = True) 
         (B, T) float32, masked entries 0.
     """
     real = _mask(values, mask)
-    values = torch.where(real, values.float(), 0.0)  # garbage must not reach the square's gradient either
+    values = torch.where(real, wide(values), 0.0)  # garbage must not reach the square's gradient either
     mean = masked_mean(values, real)
     variance = masked_mean((values - mean) ** 2, real)
     white = (values - mean) * torch.rsqrt(variance + 1e-8)
@@ -57,7 +62,7 @@ def gae(
         (advantages, returns = advantages + values), (B, T) float32 each, unwhitened, masked entries 0.
     """
     real = _mask(rewards, mask)
-    rewards, values = torch.where(real, rewards.float(), 0.0), torch.where(real, values.float(), 0.0)
+    rewards, values = torch.where(real, wide(rewards), 0.0), torch.where(real, wide(values), 0.0)
     running = next_value = torch.zeros_like(rewards[:, 0])
     advantages = torch.zeros_like(rewards)
     for t in reversed(range(rewards.shape[1])):
@@ -86,7 +91,7 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor | None = No
     Raises:
         ValueError: Another kind.
     """
-    d = torch.where(_mask(logprobs, mask), logprobs.float() - ref_logprobs.float(), 0.0)
+    d = torch.where(_mask(logprobs, mask), wide(logprobs) - wide(ref_logprobs), 0.0)
     if kind == "k1":
         return d
     if kind == "k2":
@@ -101,7 +106,7 @@ def full_kl(logits: Tensor, ref_logits: Tensor, temperature: float = 1.0) -> Ten
 
     Both distributions are softmax(logits / temperature).
     """
-    log_pi, log_rho = (torch.log_softmax(x.float() / temperature, -1) for x in (logits, ref_logits))
+    log_pi, log_rho = (torch.log_softmax(wide(x) / temperature, -1) for x in (logits, ref_logits))
     return (log_pi.exp() * (log_pi - log_rho)).sum(-1)
 
 
@@ -126,12 +131,12 @@ def penalised(scores: Tensor, kl: Tensor, mask: Tensor | None = None, *, kl_coef
         raise ValueError(f"rewards: row {int((~real.any(1)).nonzero()[0])} has no real token, expected at least one")
     rows = torch.arange(len(real), device=real.device)
     last = torch.where(real, torch.arange(real.shape[1], device=real.device), -1).amax(1)
-    rewards = -kl_coef * kl
+    rewards = -kl_coef * wide(kl)
     if level == "sequence":
         total = rewards.sum(1)
         rewards = torch.zeros_like(rewards)
         rewards[rows, last] = total
-    rewards[rows, last] += scores.float()
+    rewards[rows, last] += wide(scores)
     return rewards
 
 
@@ -170,13 +175,13 @@ def policy_loss(
         (loss, {approxkl: ½ mean (new − old)², clipfrac: share of real tokens whose clipped loss is strictly the larger}).
     """
     real = _mask(logprobs, mask)
-    difference = torch.where(real, logprobs.float() - old_logprobs.float(), 0.0)
-    gain = torch.where(real, advantages.float(), 0.0)
+    difference = torch.where(real, wide(logprobs) - wide(old_logprobs), 0.0)
+    gain = torch.where(real, wide(advantages), 0.0)
     ratio = difference.exp()
     plain, clipped = -gain * ratio, -gain * ratio.clamp(1 - cliprange, 1 + cliprange)
     stats = {
         "approxkl": 0.5 * masked_mean(difference.detach() ** 2, real),
-        "clipfrac": masked_mean((clipped > plain).float(), real),
+        "clipfrac": masked_mean((clipped > plain).to(plain.dtype), real),
         "ratio_error": (ratio.detach() - 1).abs().max(),
     }
     return masked_mean(torch.maximum(plain, clipped), real), stats
@@ -196,11 +201,11 @@ def value_loss(
         (loss, {clipfrac: share whose clipped loss is strictly the larger, error: mean (v − R)²}).
     """
     real = _mask(values, mask)
-    new, old, target = (torch.where(real, x.float(), 0.0) for x in (values, old_values, returns))
+    new, old, target = (torch.where(real, wide(x), 0.0) for x in (values, old_values, returns))
     clipped = torch.clamp(new, old - cliprange_value, old + cliprange_value)
     plain_error, clipped_error = (new - target) ** 2, (clipped - target) ** 2
     stats = {
-        "clipfrac": masked_mean((clipped_error > plain_error).float(), real),
+        "clipfrac": masked_mean((clipped_error > plain_error).to(new.dtype), real),
         "error": masked_mean(plain_error.detach(), real),
     }
     return 0.5 * masked_mean(torch.maximum(plain_error, clipped_error), real), stats
@@ -246,6 +251,7 @@ class AdaptiveKL(FixedKL):
         Raises:
             ValueError: The KL is not finite.
         """
+        kl = float(kl)
         if not math.isfinite(kl):
             raise ValueError(f"AdaptiveKL.update: found a KL of {kl}, expected a finite number")
         error = min(0.2, max(-0.2, kl / self.target - 1.0))

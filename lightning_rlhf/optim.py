@@ -65,17 +65,20 @@ class AdamTF(torch.optim.Optimizer):
                     self.state[p]["exp_avg"] = torch.zeros_like(p)
                     self.state[p]["exp_avg_sq"] = torch.zeros_like(p)
                 self.state[p]["step"] += 1
-            by_step: dict[int, list[torch.Tensor]] = {}
+            alike: dict[tuple[int, bool], list[torch.Tensor]] = {}
             for p in params:
-                by_step.setdefault(int(self.state[p]["step"]), []).append(p)
-            for t, same in by_step.items():
+                state = self.state[p]
+                dense = all(x.stride() == p.stride() for x in (p.grad, state["exp_avg"], state["exp_avg_sq"]))
+                alike.setdefault((int(state["step"]), dense), []).append(p)
+            for (t, dense), some in alike.items():
                 # lr √b₂/b₁ · m/(√v + eps) = lr/b₁ · m/(√v/√b₂ + eps/√b₂) with b = 1 − βᵗ: torch's form at another eps
                 eps = group["eps"] / math.sqrt(1 - beta2**t)
-                m, v = ([self.state[p][key] for p in same] for key in ("exp_avg", "exp_avg_sq"))
-                before = [step for p in same for step in torch.full((1,), t - 1.0, device=p.device)]  # the fused kernel counts on
+                grads = [cast(torch.Tensor, p.grad) for p in some]
+                m, v = ([self.state[p][key] for p in some] for key in ("exp_avg", "exp_avg_sq"))
+                before = [step for p in some for step in torch.full((1,), t - 1.0, device=p.device)]  # `adam` counts on
                 adam(
-                    same, [cast(torch.Tensor, p.grad) for p in same], m, v, [], before, fused=True, amsgrad=False, beta1=beta1,
-                    beta2=beta2, lr=group["lr"], weight_decay=0.0, eps=eps, maximize=False,
+                    some, grads, m, v, [], before, fused=dense, foreach=False, amsgrad=False, beta1=beta1, beta2=beta2,
+                    lr=group["lr"], weight_decay=0.0, eps=eps, maximize=False,
                 )  # fmt: skip
         return loss
 

@@ -12,17 +12,19 @@ those raise as well.
 
 Sources: the label files of arXiv 1909.08593 (2019) and arXiv 2009.01325 (2020), the dialogues of arXiv
 2204.05862 (HH), TRL's columns, and SummEval (arXiv 2007.12626). Deviations: (1) the 2019 files' padding is
-stripped here, so that no later stage needs to know it; (2) 2020 pairs keep the order that the labeler saw
-(`best` is their `choice`), while pairs of `chosen` and `rejected` have the chosen one first; (3) where those
-two are plain texts without a prompt, the prompt is what they share from the start, cut back to a whole word
-(TRL cuts at the first character that differs); (4) SummEval's ratings become one ranking of all systems of an
-article, by the sum of the four means; `pairs` gives its untied pairs. Its file with a line a summary is the one format that is
-not streamed: an article's lines may stand anywhere.
+stripped here, so that no later stage needs to know it; (2) pairs have the chosen response first, those of
+2020 too (`meta["choice"]` is its place in the file); (3) where chosen and rejected are plain texts without a
+prompt, the prompt is what they share from the start, cut back to a whole word (TRL cuts at the first
+character that differs); (4) SummEval's ratings become one ranking of all systems of an article, by the sum
+of the four means, to six digits; `pairs` gives its untied pairs (11,342 of 100 articles; sums of floats as
+they are differ in their last digit, which makes pairs of some ties). Its file with a line a summary is the
+one format that is not streamed: an article's lines may stand anywhere.
 """
 
 import difflib
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields
@@ -78,16 +80,6 @@ def label_type(label: Any) -> str:
     if label.best is not None:
         return "pairwise" if len(label.responses) == 2 else "best_of_n"
     return "scalar_rating" if label.ratings is not None else "scalar_compare"
-
-
-def checked(record: Comparison, where: str) -> Comparison:
-    """A record whose label some loss can use. Raises DataError."""
-    if label_type(record) == "scalar_compare":
-        if record.margin is None:
-            raise DataError(f"{where}: found no label, expected one of best, ranks, ratings, margin")
-        if len(record.responses) != 2:
-            raise DataError(f"{where}: field 'margin': found it beside {len(record.responses)} responses, expected 2")
-    return record
 
 
 @dataclass(frozen=True)
@@ -259,6 +251,13 @@ def _check_texts(prompt: Text, responses: list[Text], at: str, name: str) -> Non
         raise _Unusable("identical responses")
 
 
+def _usable(record: Comparison, at: str) -> Comparison:
+    """A record whose label some loss can use: a margin alone is of two responses."""
+    if label_type(record) == "scalar_compare" and len(record.responses) != 2:
+        raise bad(at, "margin", f"it beside {len(record.responses)} responses", "2")
+    return record
+
+
 def _responses(record: dict, at: str) -> Comparison:
     """{prompt, responses} with any of best, ranks, ratings, margin: also a Comparison that was written."""
     values = _list(record["responses"], at, "responses")
@@ -278,11 +277,15 @@ def _responses(record: dict, at: str) -> Comparison:
     _check_texts(prompt, responses, at, "responses")
     if judged["best"] is None and judged["ranks"] and set(judged["ranks"]) == {1}:
         raise _Unusable("all ranks tied")
-    return Comparison(prompt, responses, **judged, meta=_rest(record, "prompt", "responses", *judged))
+    meta = _optional(record, at, "meta", _dict) or {}  # as `dataclasses.asdict` writes it
+    meta |= _rest(record, "prompt", "responses", "meta", *judged)
+    return _usable(Comparison(prompt, responses, **judged, meta=meta), at)
 
 
 def _pair(record: dict, at: str) -> Comparison:
     prompt, chosen, rejected = _texts(record, at, "prompt", "chosen", "rejected")
+    if kind(prompt) == "messages" and all(side[: len(prompt)] == prompt for side in (chosen, rejected)):  # it stands there again
+        chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
     margin = _optional(record, at, "margin", _number)
     _check_texts(prompt, [chosen, rejected], at, "chosen")
     meta = _rest(record, "prompt", "chosen", "rejected", "margin")
@@ -290,10 +293,15 @@ def _pair(record: dict, at: str) -> Comparison:
 
 
 def _pair_implicit(record: dict, at: str) -> Comparison:
-    """Whole dialogues in messages: what the two share from the start is the prompt."""
+    """Whole dialogues in messages: what the two share from the start is the prompt. A `prompt` string beside answers alone
+    is the user's message."""
     chosen, rejected = _texts(record, at, "chosen", "rejected")
     for name, side in (("chosen", chosen), ("rejected", rejected)):
         check(kind(side) in ("messages", None), side, at, name, "a list of {role, content}")
+    asked = record.get("prompt")
+    if isinstance(asked, str) and all(side and side[0]["role"] == "assistant" for side in (chosen, rejected)):  # type: ignore[index, call-overload]
+        user = [{"role": "user", "content": asked}]
+        return _pair({**record, "prompt": user}, at)
     same = 0
     while same < min(len(chosen), len(rejected)) and chosen[same] == rejected[same]:
         same += 1
@@ -404,16 +412,16 @@ def _by_article(rows: Iterable[Row]) -> Iterator[Row]:
 
 def _openai_2019(record: dict, at: str) -> Comparison:
     """Best of N, and scalar_compare: {query, sample0, ...} with best or difference."""
-    names = ["query"]
-    while f"sample{len(names) - 1}" in record:
-        names.append(f"sample{len(names) - 1}")
-    query, *samples = map(_unpad, _texts(record, at, *names))
-    best = _optional(record, at, "best", _best, len(samples))
+    samples = sorted((key for key in record if re.fullmatch(r"sample\d+", key)), key=lambda key: int(key[6:]))
+    if missing := [f"sample{i}" for i in range(len(samples)) if f"sample{i}" not in record]:
+        raise bad(at, missing[0], f"only {', '.join(samples)}", f"sample0 to sample{len(samples) - 1}")
+    names = ["query", *samples]
+    query, *responses = map(_unpad, _texts(record, at, *names))
+    best = _optional(record, at, "best", _best, len(responses))
     margin = _optional(record, at, "difference", _number)
-    _check_texts(query, samples, at, "sample0")
-    return Comparison(
-        query, samples, best=best, margin=margin, meta=_rest(record, "best", "difference", *names)
-    )
+    _check_texts(query, responses, at, "sample0")
+    meta = _rest(record, "best", "difference", *names)
+    return _usable(Comparison(query, responses, best=best, margin=margin, meta=meta), at)
 
 
 def _rating(record: dict, at: str) -> Rating:
@@ -450,8 +458,9 @@ def _openai_2020(record: dict, at: str) -> Comparison:
         )
     best = _best(record["choice"], at, "choice", 2)
     _check_texts(prompt, texts, at, "summaries")
-    about["summaries"] = [_rest(summary, "text") for summary in record["summaries"]]
-    return Comparison(prompt, texts, best=best, meta=_rest(record, "info", "summaries", "choice") | about)
+    order = [best, 1 - best]
+    about["summaries"] = [_rest(record["summaries"][i], "text") for i in order]
+    return Comparison(prompt, [texts[i] for i in order], best=0, meta=_rest(record, "info", "summaries") | about)
 
 
 def _openai_2020_axis(record: dict, at: str) -> Comparison:
@@ -514,6 +523,7 @@ FORMATS: dict[str, str] = {
     "pair": "{prompt, chosen, rejected, margin?}",
     "hh": "{chosen, rejected, margin?}, dialogues in strings with '\\n\\nHuman:' and '\\n\\nAssistant:'",
 }
+OPENAI_2019 = {"openai_2019", "scalar_compare", "rating"}  # the label files of 2019 are of three types
 _COMPARISONS = (  # tried in this order: ours first, whose meta may hold another format's fields
     _Layout("best_of_n", ("prompt", "responses", "best"), _responses),
     _Layout("ranked", ("prompt", "responses", "ranks"), _responses),
@@ -539,7 +549,7 @@ _COMPARISONS = (  # tried in this order: ours first, whose meta may hold another
 def _detect(layouts: tuple[_Layout, ...], row: Row) -> _Layout:
     """The layout of a file, by its first record. With one format to choose from, its nearest layout."""
     at, _, record = row
-    missing = [[key for key in layout.keys if key not in record] for layout in layouts]
+    missing = [[key for key in layout.keys if record.get(key) is None] for layout in layouts]
     names = dict.fromkeys(layout.format for layout in layouts)
     fitting = [layout for layout, lacks in zip(layouts, missing, strict=True) if not lacks]
     for layout in fitting:
@@ -547,6 +557,8 @@ def _detect(layouts: tuple[_Layout, ...], row: Row) -> _Layout:
             return layout
     if fitting and len(names) == 1:
         return fitting[0]
+    if fitting and not all(isinstance(record[side], (str, list)) for side in ("chosen", "rejected")):
+        return fitting[0]  # which then says what is wrong with that field
     lacks, nearest = min(zip(missing, layouts, strict=True), key=lambda pair: len(pair[0]))
     if len(names) == 1:
         return nearest  # its first record then raises, naming the field that is missing
@@ -570,6 +582,7 @@ class RecordReader(Iterator[T], Generic[T]):
     ) -> None:
         self.path, self.strict, self.max_skipped = os.fspath(path), strict, max_skipped
         self.skipped: dict[str, list[int]] = {}
+        self._skipped_at: dict[str, list[str]] = {}  # with the file, where it is one of several
         self.count = 0  # records read so far, the skipped ones too
         self._rows = read_rows(path)
         self._first: Row | None = next(self._rows)  # an empty file raises here
@@ -600,11 +613,13 @@ class RecordReader(Iterator[T], Generic[T]):
                         at, None, f"an unusable record: {reason}", "usable ones only (strict)"
                     ) from None
                 self.skipped.setdefault(str(reason), []).append(number)
+                place = str(number) if at.startswith(f"{self.path}:") else at
+                self._skipped_at.setdefault(str(reason), []).append(place)
 
     def _finish(self) -> None:
         unusable, self._rows = sum(map(len, self.skipped.values())), iter(())
         if unusable == self.count or unusable > self.max_skipped * self.count:
-            reasons = [f"{len(n)} {why} (at {', '.join(map(str, n[:8]))})" for why, n in self.skipped.items()]
+            reasons = [f"{len(n)} {why} (at {', '.join(n[:8])})" for why, n in self._skipped_at.items()]
             found = f"{unusable} of {self.count} records unusable: {'; '.join(reasons)}"
             raise bad(self.path, None, found, f"at most {100 * self.max_skipped:g} %, and one usable")
 
@@ -618,13 +633,15 @@ def read_comparisons(
 ) -> ComparisonReader:
     """Read human comparisons from a file, a directory, a glob or a Hub dataset, in any of FORMATS.
 
-    format: one of FORMATS; None detects it from the first record. strict: raise at the first unusable
+    format: one of FORMATS (openai_2019: any of its three label types; scalar_rating is rating); None detects it from the first
+    record. strict: raise at the first unusable
     record. max_skipped: share of unusable records above which the end of the file raises. The reader has
     `.format` and `.skipped`. Raises DataError, as this module's docstring says.
     """
-    if format is not None and format not in FORMATS:
+    wanted = {None: set(FORMATS), "openai_2019": OPENAI_2019, "scalar_rating": {"rating"}}.get(format, {format})
+    if not wanted <= set(FORMATS):
         raise bad(os.fspath(path), "format", f"'{format}'", f"one of {', '.join(FORMATS)}")
-    layouts = tuple(layout for layout in _COMPARISONS if format in (None, layout.format))
+    layouts = tuple(layout for layout in _COMPARISONS if layout.format in wanted)
     return ComparisonReader(path, layouts, strict, max_skipped)
 
 
@@ -646,6 +663,26 @@ def pairs(comparison: Comparison) -> Iterator[Comparison]:
             continue
         margin = ratings[better] - ratings[worse] if ratings else comparison.margin
         yield Comparison(comparison.prompt, [responses[better], responses[worse]], best=0, margin=margin, meta=meta)
+
+
+def _last_answer(record: dict, at: str) -> tuple[list[dict], list[dict]]:
+    """{messages}: what stands before the last message, and that, where it is the assistant's; else all and nothing."""
+    messages = cast(list[dict], _text(record["messages"], at, "messages"))
+    check(kind(messages) == "messages", record["messages"], at, "messages", "a list of {role, content}")
+    answered = messages[-1]["role"] == "assistant"
+    return (messages[:-1], messages[-1:]) if answered else (messages, [])
+
+
+def _demonstration_in_messages(record: dict, at: str) -> Demonstration:
+    prompt, answer = _last_answer(record, at)
+    check(bool(answer), record["messages"][-1]["role"], at, "messages", "a last message of the role assistant")
+    return _demonstration({**_rest(record, "messages"), "prompt": prompt, "completion": answer}, at)
+
+
+def _prompt_in_messages(record: dict, at: str) -> Prompt:
+    prompt, answer = _last_answer(record, at)
+    reference = {"reference": answer[0]["content"]} if answer else {}
+    return _prompt({**reference, **_rest(record, "messages"), "prompt": prompt}, at)
 
 
 def _demonstration(record: dict, at: str) -> Demonstration:
@@ -681,14 +718,18 @@ def _sample(record: dict, at: str) -> Sample:
 def read_demonstrations(
     path: PathLike, *, strict: bool = False, max_skipped: float = 0.01
 ) -> RecordReader[Demonstration]:
-    """Read `{prompt, completion}`; errors, skipping and options as in `read_comparisons`."""
-    layout = _Layout("demonstration", ("prompt", "completion"), _demonstration)
-    return RecordReader(path, (layout,), strict, max_skipped)
+    """Read `{prompt, completion}` or `{messages}`; errors, skipping and options as in `read_comparisons`."""
+    layouts = (
+        _Layout("demonstration", ("prompt", "completion"), _demonstration),
+        _Layout("demonstration", ("messages",), _demonstration_in_messages),
+    )
+    return RecordReader(path, layouts, strict, max_skipped)
 
 
 def read_prompts(path: PathLike, *, strict: bool = False, max_skipped: float = 0.01) -> RecordReader[Prompt]:
-    """Read `{prompt, reference?}`; errors, skipping and options as in `read_comparisons`."""
-    return RecordReader(path, (_Layout("prompt", ("prompt",), _prompt),), strict, max_skipped)
+    """Read `{prompt, reference?}` or `{messages}`; errors, skipping and options as in `read_comparisons`."""
+    layouts = (_Layout("prompt", ("prompt",), _prompt), _Layout("prompt", ("messages",), _prompt_in_messages))
+    return RecordReader(path, layouts, strict, max_skipped)
 
 
 def read_ratings(path: PathLike, *, strict: bool = False, max_skipped: float = 0.01) -> RecordReader[Rating]:

@@ -37,6 +37,7 @@ from .heldout import Decision, accuracy, decisions, scalar_fit, summary
 from .lora import LoRA, add_lora, lora_problems
 from .memory import checkpointed
 from .models import ScalarModel, SplitTrunk, bos_ids, find_lm, first_blocks, load_lm, pad_batch, save_reward
+from .objective import wide
 from .optim import AdamTF, linear_anneal
 from .records import Comparison, label_type
 from .sharding import gathered
@@ -51,12 +52,12 @@ def best_of_n_loss(scores: Tensor, best: Tensor) -> Tensor:
 
     A reward of −inf stands for no response. Chance for N = 4 is log 4 = 1.3863.
     """
-    return F.cross_entropy(scores.float(), best.long())
+    return F.cross_entropy(wide(scores), best.long())
 
 
 def pairwise_loss(chosen: Tensor, rejected: Tensor, margin: Tensor | float | None = None) -> Tensor:
     """Mean of −log σ(r_chosen − r_rejected − margin) (Stiennon et al. 2020, §3.4): (B,), (B,) → scalar."""
-    difference = chosen.float() - rejected.float()
+    difference = wide(chosen) - wide(rejected)
     return -F.logsigmoid(difference if margin is None else difference - margin).mean()
 
 
@@ -75,7 +76,7 @@ def ranking_loss(scores: Tensor, ranks: Tensor, mask: Tensor | None = None) -> T
     count = pair.sum((1, 2))
     if not bool((count > 0).any()):
         raise ValueError("ranking_loss: no untied pair of real candidates in the batch, expected at least one")
-    clean = torch.where(real, scores.float(), 0.0)
+    clean = torch.where(real, wide(scores), 0.0)
     nll = torch.where(pair, -F.logsigmoid(clean.unsqueeze(2) - clean.unsqueeze(1)), 0.0)
     per_prompt = nll.sum((1, 2)) / count.clamp_min(1)
     return per_prompt[count > 0].mean()
@@ -83,12 +84,12 @@ def ranking_loss(scores: Tensor, ranks: Tensor, mask: Tensor | None = None) -> T
 
 def rating_loss(scores: Tensor, ratings: Tensor) -> Tensor:
     """Mean squared error of rewards against scalar ratings (2019, `scalar_rating`): (B,), (B,) → scalar."""
-    return F.mse_loss(scores.float(), ratings.float())
+    return (wide(ratings) - wide(scores)).square().mean()
 
 
 def compare_loss(score0: Tensor, score1: Tensor, difference: Tensor) -> Tensor:
     """Mean of (difference − (r1 − r0))² (2019, `scalar_compare`): (B,), (B,), (B,) → scalar."""
-    return F.mse_loss(score1.float() - score0.float(), difference.float())
+    return (wide(difference) - (wide(score1) - wide(score0))).square().mean()
 
 
 def normalisation(rewards: Tensor, mean: float = 0.0, std: float = 1.0) -> tuple[float, float]:

@@ -25,7 +25,7 @@ from .files import file_sha256
 from .heldout import accuracy, decisions
 from .heldout import accuracy_interval as accuracy_interval
 from .models import bos_ids, decode, encode, encode_continuation, load_scalar, load_tokenizer, pad_batch, read_reward_info
-from .records import Comparison, DataError, checked, read_comparisons
+from .records import Comparison, DataError, read_comparisons
 from .tasks import UsageError
 
 
@@ -284,7 +284,7 @@ def guard_problems(comparisons: str | None, pairs: Sequence[dict[str, Any]] | No
             usable, tokenizer = 0, None
             for i, record in enumerate(read_comparisons(comparisons), 1):  # every record is checked
                 where = f"{comparisons}: record {i}"
-                usable += prefers(checked(record, where))
+                usable += prefers(record)
                 if tokenizer is None and (field := first_in_messages(record)):
                     if reward is None:
                         raise DataError(f"{where}: field {field!r}: found messages, and the reward reads texts; expected a text")

@@ -8,6 +8,7 @@ To add a task, add a `Task` to `TASKS` (or write the block `task:` in a config: 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
@@ -130,6 +131,14 @@ def build_query(
     if not tokens:
         return None
     return tokens + [pad_id] * (length - len(tokens))
+
+
+def fields_2020(query: str) -> dict[str, str] | None:
+    """The subreddit, title and post of a query in the form of 2020; None where it has another."""
+    found = re.fullmatch(
+        r"SUBREDDIT: r/(?P<subreddit>.*?)\n\nTITLE: (?P<title>.*?)\n\nPOST: (?P<post>.*)\n\nTL;DR:", query, re.DOTALL
+    )
+    return found.groupdict() if found else None
 
 
 def query_2020(subreddit: str, title: str, post: str, length: int, count: Callable[[str], int]) -> str | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,8 @@ from lightning_rlhf.data import (
     SFTBatch,
     SFTData,
 )
-from lightning_rlhf.models import load_tokenizer
-from lightning_rlhf.tasks import Task
+from lightning_rlhf.models import bos_ids, encode, load_tokenizer
+from lightning_rlhf.tasks import QUERY_2020, Task
 
 TASK = Task(name="toy", query_length=12, start_text=None, response_length=4, truncate_text=None, truncate_after=0)
 LM = "stories260k"
@@ -236,6 +238,35 @@ def test_prompt_longer_than_the_query(kind: type, tmp_path: Path) -> None:
         data.setup()
 
 
+def test_a_query_of_2020_that_is_too_long_has_its_post_cut(tmp_path: Path) -> None:
+    """As the prompts stage does it: whole lines off the post's end, the title never."""
+    lines = ["I have a dog.", "He is big and he likes to run in the park.", "What shall I do with him?"]
+    query = QUERY_2020.format(subreddit="dogs", title="My big dog", post="\n".join(lines))
+    file = write(tmp_path / "c.jsonl", {"prompt": query, "responses": [" a", " b"], "best": 0})
+    tokenizer = load_tokenizer(LM)
+    expected = encode(tokenizer, QUERY_2020.format(subreddit="dogs", title="My big dog", post=lines[0]))
+    data = PreferenceData(file, LM, replace(TASK, query_length=len(expected)))
+    data.setup()
+    assert data.items["train"][0].query == bos_ids(tokenizer) + expected
+    data = PreferenceData(file, LM, TASK)  # not even without a post
+    with pytest.raises(DataError, match=r"record 1: field 'prompt': found \d+ tokens, expected at most .* = 12"):
+        data.setup()
+
+
+def test_held_out_records_with_a_query_of_training_are_told_of(tmp_path: Path) -> None:
+    pairs = [{"prompt": p, "responses": [" a", " b"], "best": 0} for p in ("Same query.", "other")]
+    held_out = [pairs[0] | {"prompt": " same  QUERY"}, pairs[1] | {"prompt": "new"}]
+    data = PreferenceData(
+        write(tmp_path / "train.jsonl", *pairs), LM, TASK, val=write(tmp_path / "val.jsonl", *held_out), batch_size=1
+    )
+    with pytest.warns(UserWarning, match=r"data\.val: 1 of 2 held-out records have a query that data\.train has too"):
+        assert data.check() == []
+    apart = PreferenceData(str(tmp_path / "train.jsonl"), LM, TASK, val=write(tmp_path / "v.jsonl", held_out[1]), batch_size=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert apart.check() == []
+
+
 def test_problems_are_words_without_a_tokenizer(tmp_path: Path) -> None:
     file = write(tmp_path / "p.jsonl", {"prompt": "a"})
     assert PromptData(file, "no/model", TASK, batch_size=1, total_episodes=1).check() == []
@@ -248,7 +279,7 @@ def test_problems_are_words_without_a_tokenizer(tmp_path: Path) -> None:
     ]
     three = {"prompt": "p", "responses": [" a", " b", " c"], "margin": 1}
     (problem,) = PreferenceData(write(tmp_path / "c.jsonl", three), LM, TASK).check()
-    assert "c.jsonl: record 1: field 'margin': found it beside 3 responses, expected 2" in problem
+    assert "c.jsonl:1: field 'margin': found it beside 3 responses, expected 2" in problem
 
 
 @pytest.mark.parametrize(("episodes", "size", "expected"), [(10, 4, 3), (8, 4, 2), (4, 4, 1)])

@@ -65,6 +65,24 @@ def test_a_parameter_whose_gradients_come_late_counts_its_own_steps() -> None:
     assert late.item() == pytest.approx(tf_adam(0.0, grads[[5, 6, 9, 11], 1].tolist(), [0.1] * 4, 0.9, 0.999, 1e-5), rel=1e-12)
 
 
+@pytest.mark.parametrize("layout", ["gradient", "parameter", "expanded"])
+def test_gradients_in_another_layout_than_their_parameter(layout: str) -> None:
+    """As one sets them by hand; the fused kernel walks through memory."""
+    rows = gradients(4, 6).view(4, 2, 3)
+    start = torch.zeros(3, 2, dtype=torch.float64).t() if layout == "parameter" else torch.zeros(2, 3, dtype=torch.float64)
+    p, plain = torch.nn.Parameter(start), torch.nn.Parameter(torch.zeros(2, 3, dtype=torch.float64))
+    one, other = AdamTF([p], lr=1e-2), AdamTF([plain], lr=1e-2)
+    for row in rows:
+        row = row[:1, :1].expand(2, 3) if layout == "expanded" else row
+        p.grad, plain.grad = row.t().contiguous().t() if layout == "gradient" else row, row.contiguous()
+        one.step()
+        other.step()
+    torch.testing.assert_close(p, plain, rtol=1e-12, atol=0)
+    at = (0, 0) if layout == "expanded" else (1, 2)
+    expected = tf_adam(0.0, [row[at].item() for row in rows], [1e-2] * 4, 0.9, 0.999, 1e-5)
+    assert plain[1, 2].item() == pytest.approx(expected, rel=1e-10)
+
+
 def test_a_resumed_run_is_bit_equal() -> None:
     def run(p: torch.nn.Parameter, optimizer: AdamTF, rows: torch.Tensor) -> None:
         for row in rows:

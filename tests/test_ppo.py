@@ -327,8 +327,15 @@ def test_results_are_float32_at_least(function: Function, n: int, dtype: torch.d
     arguments = [x.to(dtype) for x in tensors(n, seed=6, scale=2.0)]
     wide = [x.float() for x in arguments]
     for found, expected in zip(function(*arguments, MASK), function(*wide, MASK), strict=True):
-        assert found.dtype in (torch.float32, torch.float64)
+        assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
         close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_float64_is_not_rounded() -> None:
+    values = torch.tensor([[1e8, 1e8 + 1, 1e8 + 2]], dtype=torch.float64)
+    # mean 1e8 + 1, population variance 2/3: ∓ √(3/2)
+    expected = torch.tensor([[-1.5**0.5, 0, 1.5**0.5]], dtype=torch.float64)
+    torch.testing.assert_close(whiten(values), expected, rtol=1e-7, atol=1e-7)
 
 
 @EACH
@@ -364,6 +371,7 @@ def test_adaptive_kl_by_hand() -> None:
     assert controller.update(20.0, 512) == pytest.approx(0.15128 * 1.01024, rel=1e-12)
     assert controller.update(0.0, 512) == pytest.approx(0.15128 * 1.01024 * 0.98976, rel=1e-12)
     assert controller.update(6.0, 512) == controller.coef == pytest.approx(0.15128 * 1.01024 * 0.98976, rel=1e-12)
+    assert type(AdaptiveKL(0.15, 6.0, 10_000).update(torch.tensor(7.0), 512)) is float  # type: ignore[arg-type]
     # −100 nats and another batch: 0.2 · 32 / 10,000
     assert controller.update(-100.0, 32) == pytest.approx(0.15128 * 1.01024 * 0.98976 * (1 - 0.00064), rel=1e-12)
 

@@ -1,11 +1,13 @@
 """Records: every format, every error by message, what is skipped, streaming, the way to a file and back."""
 
+import csv
 import gzip
 import json
 import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +104,19 @@ FORMAT_CASES = {
         {"prompt": "hi", "chosen": [USER, GOOD], "rejected": [USER, BAD]},
         Comparison([USER], [[GOOD], [BAD]], best=0),
     ),
+    "pair_implicit of answers after a prompt": (
+        {"prompt": "hi", "chosen": [GOOD], "rejected": [BAD]},
+        Comparison([USER], [[GOOD], [BAD]], best=0),
+    ),
+    "pair with messages that stand in its sides again": (
+        {"prompt": [USER], "chosen": [USER, GOOD], "rejected": [USER, BAD]},
+        Comparison([USER], [[GOOD], [BAD]], best=0),
+    ),
+    # as `dataclasses.asdict` of a Comparison writes it
+    "ranked with nulls": (
+        {"best": None, "ratings": None, "margin": None, "meta": {"id": 7}} | RANKED,
+        Comparison("p", ["a", "b", "c"], ranks=[2, 1, 2], meta={"id": 7}),
+    ),
     "hh": (
         {
             side: "\n\nHuman: q\n\nAssistant: x\n\nHuman: r\n\nAssistant: " + side
@@ -145,13 +160,14 @@ FORMAT_CASES = {
         PAIR_2020,
         Comparison(
             REDDIT,
-            [" s0", " s1"],
-            best=1,
+            [" s1", " s0"],
+            best=0,
             meta={
+                "choice": 1,
                 "worker": "w",
                 "source": "tldr",
                 "info": {"id": "t3", "subreddit": "cats", "title": "T", "site": None},
-                "summaries": [{"policy": "ref"}, {"policy": "sup"}],
+                "summaries": [{"policy": "sup"}, {"policy": "ref"}],
             },
         ),
     ),
@@ -181,6 +197,81 @@ def test_each_format_is_detected_and_can_be_forced(tmp_path, name):
     assert reader.format == format
     assert list(reader) == [expected] == list(read_comparisons(path, format))
     assert reader.skipped == {}
+
+
+@pytest.mark.parametrize("name", ["openai_2019", "scalar_compare", "rating"])
+def test_a_label_file_of_2019_has_any_of_its_three_types(tmp_path, name):
+    record, expected = FORMAT_CASES[name]
+    assert list(read_comparisons(write(tmp_path, record), "openai_2019")) == [expected]
+    if name == "rating":
+        assert list(read_comparisons(write(tmp_path, record), "scalar_rating")) == [expected]
+
+
+@pytest.mark.parametrize("name", [name for name in FORMAT_CASES if not name.startswith("summeval in columns")])
+def test_each_format_in_csv(tmp_path, name):
+    """Cells that hold token ids, messages or objects as JSON are those; other texts stay texts."""
+    record, expected = FORMAT_CASES[name]
+    record = {k: v for k, v in record.items() if v is not None and k not in ("worker", "split", "by", "id")}
+    with (tmp_path / "labels.csv").open("w", newline="", encoding="utf-8") as handle:
+        writer = csv.DictWriter(handle, list(record))
+        writer.writeheader()
+        writer.writerow({k: v if isinstance(v, str) else json.dumps(v) for k, v in record.items()})
+    (found,) = read_comparisons(tmp_path / "labels.csv")
+    kept = {k: v for k, v in expected.meta.items() if k not in ("worker", "split", "by", "id") or k in record.get("meta", {})}
+    assert replace(found, meta={}) == replace(expected, meta={})
+    assert name == "votes" or found.meta == kept
+
+
+def test_texts_in_csv_that_look_like_json_stay_texts(tmp_path):
+    (tmp_path / "a.csv").write_text('prompt,chosen,rejected\n[note],"[1, ""b""]",{x}\n[],"[true]","[""a""]"\n', encoding="utf-8")
+    assert [(c.prompt, c.responses) for c in read_comparisons(tmp_path / "a.csv")] == [
+        ("[note]", ['[1, "b"]', "{x}"]), ("[]", ["[true]", '["a"]']),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({k: v for k, v in TOKENS.items() if k != "sample2"}, ":1: field 'sample2': found only sample0, sample1, sample3"),
+        ({"prompt": "p", "responses": ["a", "b", "c"], "margin": 1.0}, ":1: field 'margin': found it beside 3 responses"),
+        ({"chosen": 5, "rejected": HH["rejected"]}, ":1: field 'chosen': found 5, expected a string, a list of token ids"),
+        ({"chosen": None, "rejected": "b"}, "without 'chosen'"),
+    ],
+)
+def test_a_first_record_that_is_wrong_names_the_field(tmp_path, record, message):
+    with pytest.raises(DataError) as error:
+        list(read_comparisons(write(tmp_path, record)))
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(("name", "place"), [("a.csv", "row 701"), ("a.json", "item 701")])
+def test_a_bad_byte_is_told_of_where_it_stands(tmp_path, name, place):
+    rows = [PAIR | {"prompt": f"p{i}é"} for i in range(1000)]
+    text = json.dumps(rows, ensure_ascii=False)
+    if name == "a.csv":
+        text = "prompt,chosen,rejected\n" + "".join(f"{r['prompt']},a,b\n" for r in rows)
+    (tmp_path / name).write_bytes(text.encode().replace("p700é".encode(), b"p700\xff"))
+    with pytest.raises(DataError, match=rf"{name}:{place}: found byte 0xff.*expected UTF-8 text"):
+        list(read_comparisons(tmp_path / name))
+
+
+def test_unusable_records_of_several_files_are_listed_with_their_file(tmp_path):
+    for name in ("a.jsonl", "b.jsonl"):
+        write(tmp_path, PAIR, PAIR | {"chosen": " "}, name=name)
+    reader = read_comparisons(tmp_path)
+    with pytest.raises(DataError, match=r"2 empty response \(at \S*a\.jsonl:2, \S*b\.jsonl:2\)"):
+        list(reader)
+    assert reader.skipped == {"empty response": [2, 2]}
+
+
+def test_demonstrations_and_prompts_in_messages(tmp_path):
+    path = write(tmp_path, {"messages": [USER, GOOD], "id": 3})
+    assert list(read_demonstrations(path)) == [Demonstration([USER], [GOOD], {"id": 3})]
+    assert list(read_prompts(path)) == [Prompt([USER], "good", {"id": 3})]
+    path = write(tmp_path, {"messages": [USER]})
+    assert list(read_prompts(path)) == [Prompt([USER])]
+    with pytest.raises(DataError, match=r":1: field 'messages': found \"user\", expected a last message of the role assistant"):
+        list(read_demonstrations(path))
 
 
 def test_every_format_has_a_case_and_a_layout():

@@ -46,7 +46,7 @@ class Killer(L.Callback):
     def __init__(self, file: str) -> None:
         self.file = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         for owner, name, phase in (
-            (ppo, "sample", "rollout"), (PPOModule, "score", "scoring"), (PPOModule, "update", "update"),
+            (ppo, "sample_with", "rollout"), (PPOModule, "score", "scoring"), (PPOModule, "update", "update"),
             (StageCheckpoint, "save", "checkpoint"), (PPOModule, "validation_step", "validation"),
             (PPOModule, "export", "export"),
         ):

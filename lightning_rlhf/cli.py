@@ -78,6 +78,7 @@ def quiet() -> None:
         ".*num_workers.*",
         ".*in eval mode at the start of training.*",
         ".*args parameter is intended to run from within.*",
+        ".*data pointer of FakeTensor.*",  # a copy of one, in the estimate of memory
     ):
         warnings.filterwarnings("ignore", text)
     transformers_logging.disable_progress_bar()

@@ -7,7 +7,7 @@ embedding is frozen, as it is where top blocks or adapters train, the gradient i
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ def within(model: Any, function: Callable[..., Any], *args: Any) -> Any:
 def token_logprobs(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> Tensor:
     """log softmax(logits / temperature) at the labels: (B, T, V), (B, T) → (B, T), float32 also for bf16 logits."""
     scaled = logits.float() / temperature
-    flat = F.cross_entropy(scaled.flatten(0, -2), labels.flatten(), reduction="none")
+    flat = F.cross_entropy(scaled.flatten(0, -2), labels.flatten().long(), reduction="none")
     return -flat.view(labels.shape)
 
 
@@ -56,13 +56,9 @@ class _HeadLogprobs(torch.autograd.Function):
         slope = torch.empty_like(hidden) if frozen and ctx.needs_input_grad[0] else None
         for i in range(0, len(labels), rows):
             part = slice(i, i + rows)
-            scaled = _scaled_logits(hidden[part], weight, bias, temperature)
-            scaled -= scaled.amax(-1, keepdim=True)
-            p = scaled.exp()
-            total = p.sum(-1, keepdim=True)
-            logprobs[part] = scaled.gather(1, labels[part].unsqueeze(1)).squeeze(1) - total.log().squeeze(1)
-            p /= total
-            entropy[part] = total.log().squeeze(1) - torch.linalg.vecdot(p, scaled)
+            scaled, p, log_total = _softmax_parts(_scaled_logits(hidden[part], weight, bias, temperature))
+            logprobs[part] = scaled.gather(1, labels[part].unsqueeze(1)).squeeze(1) - log_total
+            entropy[part] = log_total - torch.linalg.vecdot(p, scaled)
             if slope is not None:  # d log p(label) / d hidden = (w_label - p W) / temperature
                 slope[part] = (weight[labels[part]] - p.to(weight.dtype) @ weight) / temperature
         ctx.frozen = frozen
@@ -94,44 +90,62 @@ class _HeadLogprobs(torch.autograd.Function):
 
 
 class _HeadKL(torch.autograd.Function):
-    """Exact KL of policy and reference from hidden states, some rows of logits at a time; see `head_kl`."""
+    """Log-probs, entropies, exact KL and the reference's log-probs from hidden states; see `head_logprobs_and_kl`."""
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, hidden: Tensor, head: nn.Linear, ref_hidden: Tensor, ref_head: nn.Linear, temperature: float, rows: int
-    ) -> Tensor:
+        ctx: Any, hidden: Tensor, head: nn.Linear, labels: Tensor, ref_hidden: Tensor, ref_head: nn.Linear, temperature: float,
+        rows: int,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
         ctx.dtype = hidden.dtype
-        weights = [head.weight, ref_head.weight]
+        weight, ref_weight = head.weight, ref_head.weight
         if torch.is_autocast_enabled(hidden.device.type):
             dtype = torch.get_autocast_dtype(hidden.device.type)
-            hidden, ref_hidden, weights = hidden.to(dtype), ref_hidden.to(dtype), [w.to(dtype) for w in weights]
-        kl = hidden.new_empty(len(hidden), dtype=torch.float32)
-        slope = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        for i in range(0, len(hidden), rows):
+            hidden, ref_hidden, weight, ref_weight = (x.to(dtype) for x in (hidden, ref_hidden, weight, ref_weight))
+        logprobs, entropy, kl, ref_logprobs = (hidden.new_empty(len(labels), dtype=torch.float32) for _ in range(4))
+        slopes = (torch.empty_like(hidden), torch.empty_like(hidden)) if ctx.needs_input_grad[0] else ()
+        for i in range(0, len(labels), rows):
             part = slice(i, i + rows)
-            log_ratio = _scaled_logits(hidden[part], weights[0], head.bias, temperature)
-            log_ratio -= log_ratio.logsumexp(-1, keepdim=True)
-            p = log_ratio.exp()
-            reference = _scaled_logits(ref_hidden[part], weights[1], ref_head.bias, temperature)
-            log_ratio -= reference.sub_(reference.logsumexp(-1, keepdim=True))
+            label = labels[part].unsqueeze(1)
+            reference, _, log_total = _softmax_parts(_scaled_logits(ref_hidden[part], ref_weight, ref_head.bias, temperature))
+            ref_logprobs[part] = reference.gather(1, label).squeeze(1) - log_total
+            log_ratio, p, own_total = _softmax_parts(_scaled_logits(hidden[part], weight, head.bias, temperature))
+            logprobs[part] = log_ratio.gather(1, label).squeeze(1) - own_total
+            entropy[part] = own_total - torch.linalg.vecdot(p, log_ratio)
+            log_ratio -= reference
+            log_ratio += (log_total - own_total).unsqueeze(1)  # log π_v / ρ_v
             kl[part] = torch.linalg.vecdot(p, log_ratio)
-            if slope is not None:  # d KL / d logit_v = p_v (log π_v / ρ_v - KL) / temperature
+            if slopes:  # the first as in `_HeadLogprobs`; d KL / d logit_v = p_v (log π_v / ρ_v - KL) / temperature
+                slopes[0][part] = (weight[labels[part]] - p.to(weight.dtype) @ weight) / temperature
                 log_ratio -= kl[part].unsqueeze(1)
-                slope[part] = (log_ratio.mul_(p).to(weights[0].dtype) @ weights[0]) / temperature
-        if slope is not None:
-            ctx.save_for_backward(slope)
-        return kl
+                slopes[1][part] = (log_ratio.mul_(p).to(weight.dtype) @ weight) / temperature
+        if slopes:
+            ctx.save_for_backward(*slopes)
+        ctx.mark_non_differentiable(entropy, ref_logprobs)
+        return logprobs, entropy, kl, ref_logprobs
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        (slope,) = ctx.saved_tensors
-        return (gradient.unsqueeze(1) * slope).to(ctx.dtype), None, None, None, None, None
+    def backward(  # type: ignore[override]
+        ctx: Any, to_logprobs: Tensor, _: Tensor, to_kl: Tensor, __: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        slopes = ctx.saved_tensors
+        to_hidden = to_logprobs.unsqueeze(1) * slopes[0] + to_kl.unsqueeze(1) * slopes[1]
+        return to_hidden.to(ctx.dtype), None, None, None, None, None, None
 
 
 def _scaled_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
     """(N, D), (V, D), (V) → (N, V) float32, divided by the temperature."""
     with torch.autocast(hidden.device.type, enabled=False):
         return F.linear(hidden, weight, None if bias is None else bias.to(weight.dtype)).float().div_(temperature)
+
+
+def _softmax_parts(scaled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(N, V) → the same less each row's largest, in place; their softmax (N, V); the log of its denominator (N,)."""
+    scaled -= scaled.amax(-1, keepdim=True)
+    p = scaled.exp()
+    total = p.sum(-1, keepdim=True)
+    p /= total
+    return scaled, p, total.log().squeeze(1)
 
 
 def head_logprobs(model: Any, hidden: Tensor, labels: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -162,14 +176,30 @@ def _rows_of_logits(head: nn.Linear) -> int:
     return max(1, numbers // head.weight.shape[0])
 
 
-def head_kl(model: Any, hidden: Tensor, reference: Any, ref_hidden: Tensor, temperature: float = 1.0) -> Tensor:
-    """Exact KL(π, ρ) of the next token over the vocabulary, both softmax(logits / T): (B, T, D) twice → (B, T) float32.
+class Against(NamedTuple):
+    """What the policy says of tokens, and the reference: (…) float32 each."""
 
-    `full_kl` of the logits. Where both output embeddings are plain and frozen, (B, T, V) never exists and the slope is made on
-    the way; where one trains or carries an adapter, the logits stand whole.
+    logprobs: Tensor
+    entropy: Tensor  # without a gradient
+    kl: Tensor  # exact KL(π, ρ) of the token, over the vocabulary
+    ref_logprobs: Tensor  # without a gradient
+
+
+def head_logprobs_and_kl(
+    model: Any, hidden: Tensor, labels: Tensor, reference: Any, ref_hidden: Tensor, temperature: float = 1.0
+) -> Against:
+    """`head_logprobs`, and the exact KL to a reference, both softmax(logits / T): (…, D), (…), (…, D).
+
+    Where both output embeddings are plain and frozen, (N, V) never exists, and the slopes are made on the way of one pass;
+    where one trains or carries an adapter, the logits of the KL stand whole.
     """
     heads = model.get_output_embeddings(), reference.get_output_embeddings()
     if any(type(head) is not nn.Linear or head.weight.requires_grad for head in heads) or hasattr(model, "within"):
-        return full_kl(logits_of(model, hidden), logits_of(reference, ref_hidden), temperature)
-    flat = hidden.flatten(0, -2), heads[0], ref_hidden.flatten(0, -2), heads[1]
-    return cast(Tensor, _HeadKL.apply(*flat, temperature, _rows_of_logits(heads[0]))).view(hidden.shape[:-1])
+        logprobs, entropy = head_logprobs(model, hidden, labels, temperature)
+        kl = full_kl(logits_of(model, hidden), logits_of(reference, ref_hidden), temperature)
+        with torch.no_grad():
+            ref_logprobs, _ = head_logprobs(reference, ref_hidden, labels, temperature)
+        return Against(logprobs, entropy, kl, ref_logprobs)
+    flat = hidden.flatten(0, -2), heads[0], labels.flatten(), ref_hidden.flatten(0, -2), heads[1]
+    found = _HeadKL.apply(*flat, temperature, _rows_of_logits(heads[0]))
+    return Against(*(x.view(labels.shape) for x in found))

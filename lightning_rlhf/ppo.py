@@ -39,7 +39,7 @@ from torch import Tensor
 from .alarms import Vitals, negative_kl, repeated_bigrams
 from .data import PromptBatch
 from .generation import sample_with, seed_for, truncate, until
-from .logprobs import head_kl, head_logprobs
+from .logprobs import head_logprobs, head_logprobs_and_kl
 from .lora import adapters_off
 from .memory import checkpointed
 from .models import ScalarModel, decode, hidden_states, save_policy, save_reward
@@ -88,7 +88,8 @@ class Outputs(NamedTuple):
     logprobs: Tensor
     values: Tensor
     entropy: Tensor  # without a gradient
-    kl: Tensor | None  # exact, to the reference, where it is needed
+    kl: Tensor | None  # exact, to the reference, where it is needed; 0 where masked
+    ref_logprobs: Tensor | None  # with it
 
 
 @dataclass(frozen=True)
@@ -222,7 +223,7 @@ class PPOModule(PPOSetup):
             self.first_pass = outputs if keep else None
             parts["logprobs"].append(outputs.logprobs.detach())
             parts["values"].append(outputs.values.detach())
-            parts["ref_logprobs"].append(self.reference_logprobs(reference, tokens[i]))
+            parts["ref_logprobs"].append(self.reference_logprobs(reference, tokens[i], mask[i], outputs))
             if self.kl_loss:
                 parts["reference"].append(reference)
             if self.kl_estimator == "full":
@@ -253,11 +254,15 @@ class PPOModule(PPOSetup):
     def policy_outputs(self, tokens: Tensor, mask: Tensor, features: Tensor | None, reference: Tensor | None = None) -> Outputs:
         """(B, P + R) → what the policy says of the R response places; their exact KL to the reference (B, R, D), if given."""
         hidden = self.policy_hidden(tokens, mask, features)
-        logprobs, entropy = self.logprobs_of(self.policy, hidden, tokens)
-        kl = None
-        if reference is not None:
-            kl = head_kl(self.policy, hidden, self.reference or self.policy, reference, self.task.temperature)
-        return Outputs(logprobs, self.values_of(hidden, tokens, mask, features), entropy, kl)
+        values, temperature = self.values_of(hidden, tokens, mask, features), self.task.temperature
+        of, labels = self.real_of(hidden, mask), self.real_of(self.response(tokens), mask)
+        if reference is None:
+            logprobs, entropy = head_logprobs(self.policy, of, labels, temperature)
+            return Outputs(self.spread(logprobs, mask), values, self.spread(entropy, mask), None, None)
+        against = self.reference or self.policy
+        found = head_logprobs_and_kl(self.policy, of, labels, against, self.real_of(reference, mask), temperature)
+        logprobs, entropy, kl, ref_logprobs = (self.spread(x, mask) for x in found)
+        return Outputs(logprobs, values, entropy, kl, ref_logprobs)
 
     def policy_hidden(self, tokens: Tensor, mask: Tensor, features: Tensor | None) -> Tensor:
         """(B, P + R) → (B, R, D): the policy at the place before each response token."""
@@ -269,9 +274,18 @@ class PPOModule(PPOSetup):
         """(B, P + R, D) → (B, R, D): the place before each response token."""
         return hidden[:, -self.task.response_length - 1 : -1]
 
-    def logprobs_of(self, model: Any, hidden: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, R, D), (B, P + R) → log-probs of the response at the task's temperature, and entropies: (B, R) each."""
-        return head_logprobs(model, hidden, tokens[:, -self.task.response_length :], self.task.temperature)
+    def response(self, whole: Tensor) -> Tensor:
+        """(B, P + R) → (B, R), the response places."""
+        return whole[:, -self.task.response_length :]
+
+    def real_of(self, values: Tensor, mask: Tensor) -> Tensor:
+        """(B, R, …), (B, P + R) → (n, …): of the real response places alone; as it is in mode `fixed`, where all are."""
+        return values if self.mode == "fixed" else values[self.response(mask)]
+
+    def spread(self, values: Tensor, mask: Tensor) -> Tensor:
+        """What `real_of` gives, (n,) → (B, R): 0 on the other places."""
+        real = self.response(mask)
+        return values if self.mode == "fixed" else values.new_zeros(real.shape).masked_scatter(real, values)
 
     def values_of(self, hidden: Tensor, tokens: Tensor, mask: Tensor, features: Tensor | None) -> Tensor:
         """The policy's (B, R, D) → (B, R), or the separate value network's own values."""
@@ -291,9 +305,13 @@ class PPOModule(PPOSetup):
         hidden = self.ref_split.above(features, mask) if shared else hidden_states(self.reference, tokens, mask)  # type: ignore[union-attr,arg-type]
         return self.before_response(hidden)
 
-    def reference_logprobs(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+    def reference_logprobs(self, hidden: Tensor, tokens: Tensor, mask: Tensor, outputs: Outputs) -> Tensor:
         """(B, R, D), (B, P + R) → (B, R): log-probs of the reference, its logits divided by the temperature too."""
-        return self.logprobs_of(self.reference or self.policy, hidden, tokens)[0]
+        if outputs.ref_logprobs is not None:
+            return outputs.ref_logprobs
+        of, labels = self.real_of(hidden, mask), self.real_of(self.response(tokens), mask)
+        found, _ = head_logprobs(self.reference or self.policy, of, labels, self.task.temperature)
+        return self.spread(found, mask)
 
     def ended(self, responses: Tensor, real: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Responses as they are scored (B, R), what of them is kept (B, R) bool, whether they ended as they should (B,)."""
@@ -387,7 +405,8 @@ class PPOModule(PPOSetup):
         kept, self.first_pass = self.first_pass, None
         for i in index.split(self._micro(len(index))):
             part = rollout.rows(i)
-            logprobs, values, entropies, kl = kept or self.policy_outputs(part.tokens, part.mask, part.features, part.reference)
+            outputs = kept or self.policy_outputs(part.tokens, part.mask, part.features, part.reference)
+            logprobs, values, entropies, kl, _ = outputs
             pg, pg_stats = policy_loss(logprobs, part.logprobs, advantages[i], part.real, cliprange=self.cliprange)
             vf, vf_stats = value_loss(values, part.values, returns[i], part.real, cliprange_value=self.cliprange_value)
             loss = pg + self.vf_coef * vf

@@ -21,7 +21,15 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from lightning_rlhf.logprobs import _HeadLogprobs, entropy_of, head_kl, head_logprobs, logits_of, token_logprobs
+from lightning_rlhf.logprobs import (
+    Against,
+    _HeadLogprobs,
+    entropy_of,
+    head_logprobs,
+    head_logprobs_and_kl,
+    logits_of,
+    token_logprobs,
+)
 from lightning_rlhf.memory import blocks_of
 from lightning_rlhf.models import (
     ASSETS,
@@ -189,24 +197,25 @@ def test_head_kl_is_that_of_whole_logits(frozen: bool, bias: bool, rows: int, mo
     heads = [torch.nn.Linear(6, 11, bias=bias).requires_grad_(not frozen) for _ in range(2)]
     model, reference = (type("Model", (), {"get_output_embeddings": lambda self, head=head: head})() for head in heads)
     monkeypatch.setattr("lightning_rlhf.logprobs._rows_of_logits", lambda head: rows)
-    ref_hidden, upstream, grads = torch.randn(2, 4, 6), torch.randn(2, 4), []
+    labels, ref_hidden, upstream, grads = torch.randint(0, 11, (2, 4)), torch.randn(2, 4, 6), torch.randn(2, 2, 4), []
     for fused in (True, False):
         hidden = torch.randn(2, 4, 6, generator=torch.Generator().manual_seed(1), requires_grad=True)
         if fused:
-            kl = head_kl(model, hidden, reference, ref_hidden, 0.7)
+            found = head_logprobs_and_kl(model, hidden, labels, reference, ref_hidden, 0.7)
         else:
             p, q = torch.log_softmax(heads[0](hidden) / 0.7, -1), torch.log_softmax(heads[1](ref_hidden) / 0.7, -1)
-            kl = (p.exp() * (p - q)).sum(-1)
+            own, other = (x.gather(2, labels.unsqueeze(2)).squeeze(2) for x in (p, q))
+            found = Against(own, -(p.exp() * p).sum(-1), (p.exp() * (p - q)).sum(-1), other)
         for head in heads:
             head.zero_grad()
-        (kl * upstream).sum().backward()
-        grads.append([kl, hidden.grad, *(p.grad.clone() for p in heads[0].parameters() if p.grad is not None)])
-    assert len(grads[0]) == (2 if frozen else 2 + len(list(heads[0].parameters())))
+        (found.logprobs * upstream[0] + found.kl * upstream[1]).sum().backward()
+        grads.append([*found, hidden.grad, *(p.grad.clone() for p in heads[0].parameters() if p.grad is not None)])
+    assert len(grads[0]) == (5 if frozen else 5 + len(list(heads[0].parameters())))
     for found, expected in zip(*grads, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
-    alike = head_kl(model, ref_hidden.requires_grad_(), model, ref_hidden)
-    assert alike.abs().max() < 1e-6
-    alike.sum().backward()
+    alike = head_logprobs_and_kl(model, ref_hidden.requires_grad_(), labels, model, ref_hidden)
+    assert torch.equal(alike.logprobs, alike.ref_logprobs) and alike.kl.abs().max() < 1e-6
+    alike.kl.sum().backward()
     assert ref_hidden.grad is not None and ref_hidden.grad.abs().max() < 1e-6
 
 

@@ -178,7 +178,7 @@ def shifted_mask(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def without_temperature(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = PPOModule.reference_logprobs
-    monkeypatch.setattr(PPOModule, "reference_logprobs", lambda self, hidden, tokens: plain(self, hidden * TEMPERATURE, tokens))
+    monkeypatch.setattr(PPOModule, "reference_logprobs", lambda self, hidden, *a: plain(self, hidden * TEMPERATURE, *a))
 
 
 MUTATIONS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], dict[str, Any]]] = {

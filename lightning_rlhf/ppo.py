@@ -35,6 +35,7 @@ from typing import Any, NamedTuple
 import torch
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
+from torch.nn import functional as F
 
 from .alarms import Vitals, negative_kl, repeated_bigrams
 from .data import PromptBatch
@@ -115,9 +116,17 @@ class Rollout:
         return self.mask[:, -self.logprobs.shape[1] :]
 
     def rows(self, index: Tensor) -> Rollout:
-        """Some of its episodes."""
+        """Some of its episodes, without the columns that are padding in all of them."""
         picked: dict[str, Any] = {k: None if v is None else v[index] for k, v in vars(self).items()}
+        left = padded_columns(picked["mask"])
+        whole = ("tokens", "mask", "features")
+        picked.update({k: picked[k][:, left:] for k in whole if picked[k] is not None})
         return replace(self, **picked)
+
+
+def padded_columns(mask: Tensor) -> int:
+    """How many columns on the left of (B, P + R) have no real token."""
+    return int((~mask.any(0)).long().cumprod(0).sum())
 
 
 class PPOModule(PPOSetup):
@@ -213,23 +222,25 @@ class PPOModule(PPOSetup):
         names = ("features", "logprobs", "values", "ref_logprobs", "full_kl", "reference")
         parts: dict[str, list[Tensor]] = {name: [] for name in names}
         for i in index.split(micro):
-            features = self.features(tokens[i], mask[i], None if drawn.inputs is None else drawn.inputs[i])
+            left = padded_columns(mask[i])
+            part, real_part = tokens[i, left:], mask[i, left:]
+            features = self.features(part, real_part, None if drawn.inputs is None else drawn.inputs[i, left:])
             if keep:
                 torch.clear_autocast_cache()  # the sampler's casts have no graph
-            reference = self.reference_hidden(tokens[i], mask[i], features)
+            reference = self.reference_hidden(part, real_part, features)
             exact = reference if self.kl_loss or self.kl_estimator == "full" else None
             with torch.set_grad_enabled(keep):
-                outputs = self.policy_outputs(tokens[i], mask[i], features, exact)
+                outputs = self.policy_outputs(part, real_part, features, exact)
             self.first_pass = outputs if keep else None
             parts["logprobs"].append(outputs.logprobs.detach())
             parts["values"].append(outputs.values.detach())
-            parts["ref_logprobs"].append(self.reference_logprobs(reference, tokens[i], mask[i], outputs))
+            parts["ref_logprobs"].append(self.reference_logprobs(reference, part, real_part, outputs))
             if self.kl_loss:
                 parts["reference"].append(reference)
             if self.kl_estimator == "full":
                 parts["full_kl"].append(outputs.kl.detach())  # type: ignore[union-attr]
             if features is not None:
-                parts["features"].append(features)
+                parts["features"].append(F.pad(features, (0, 0, left, 0)))
         whole = {k: torch.cat(v) if v else None for k, v in parts.items()}
         # 3. the truncated response is what is scored; one that did not end as it should gets the penalty
         _, kept, _ = self.ended(responses, real)

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from lightning_rlhf import ppo as ppo_file
 from lightning_rlhf.data import ComparisonBatch, PreferenceData, PromptBatch, PromptData, SFTBatch, SFTData
 from lightning_rlhf.generation import Drawn
 from lightning_rlhf.ppo import PPOModule, Rollout
@@ -75,12 +76,26 @@ def ppo(folder: Path, batch_size: int = 16, prompts: list[str] | None = None, **
 
 
 @pytest.mark.parametrize(
-    "options", [{"mode": "fixed"}, {"mode": "eos", "stop_token": " the"}, {"value": "separate", "max_grad_norm": 0.5}]
-)
+    "options",
+    [{"mode": "fixed"}, {"mode": "eos", "stop_token": " the"}, {"value": "separate", "max_grad_norm": 0.5},
+     {"mode": "truncated", "kl_loss": 1.0, "trainable_layers": 2}],
+)  # fmt: skip
 def test_one_times_sixteen_is_sixteen_times_one_in_ppo(tmp_path: Path, options: dict[str, Any]) -> None:
     whole = fit(*ppo(tmp_path / "whole", **options))
     assert len(whole) == 2  # one optimizer step an inner epoch, however many micro-batches
     same(fit(*ppo(tmp_path / "parts", micro_batch_size=1, **options)), whole)
+
+
+def test_micro_batches_hold_prompts_of_like_lengths_without_padding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The longest prompts come first; no pass of the update has a column that is padding in all of its rows."""
+    masks: list[Tensor] = []
+    plain = ppo_file.hidden_states
+    monkeypatch.setattr(ppo_file, "hidden_states", lambda model, tokens, mask: masks.append(mask) or plain(model, tokens, mask))
+    fit(*ppo(tmp_path, micro_batch_size=4))
+    assert len(masks) == 4 * (2 + 2)  # policy and reference, then two inner epochs
+    assert all(bool(mask[:, 0].any()) for mask in masks)
+    widths = [mask.shape[1] for mask in masks]
+    assert widths[:8] == sorted(widths[:8], reverse=True) and len(set(widths)) > 2
 
 
 def sft(folder: Path, batch_size: int) -> tuple[SFTModule, SFTData]:

@@ -17,19 +17,20 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
+from eval.alarms import MAIN
 from eval.baselines import Policy, as_policies, policy_problems
 from eval.calibration import calibrate
 from eval.calibration import ensemble as ensembled
 from eval.compare import compare, policy_pairs
 from eval.copying import words
-from eval.judges import find_judge, load_judge
+from eval.judges import FileJudge, find_judge, load_judge
 from eval.report import build_report, read_curves, write_report
-from eval.sample import by_policy, held_out, sample_policies
+from eval.sample import HeldOut, by_policy, held_out, sample_policies
 from eval.score import score_samples
 from lightning_rlhf.cli import check_yaml, one_message, quiet
-from lightning_rlhf.files import DataError, read_jsonl
+from lightning_rlhf.files import DataError, list_files, read_jsonl
 from lightning_rlhf.models import find_lm
-from lightning_rlhf.records import read_comparisons
+from lightning_rlhf.records import read_comparisons, read_samples
 from lightning_rlhf.runinfo import RunInfo
 from lightning_rlhf.scoring import LearnedReward, comparison_accuracy, comparison_scores, find_reward, load_callable
 from lightning_rlhf.tasks import LM_HELP, RUN_DIR_HELP, Task, UsageError, told
@@ -60,7 +61,7 @@ def evaluate(
     known_reward: str | None = None,
     allow_other_task: bool = False,
     use_stemmer: bool = True,
-    judge: str = "known",
+    judge: str | None = None,
     judges: list[str] | None = None,
     baselines: list[str] | None = None,
     comparisons: str | None = None,
@@ -94,9 +95,11 @@ def evaluate(
         known_reward: `known:NAME` or `module:function`; null: no known score.
         allow_other_task: Use rewards that were made for another task all the same.
         use_stemmer: ROUGE compares the Porter stems of words.
-        judge: The score by which pairs are won in the report: known or learned.
-        judges: Judges of the compare step: a score's name, verdicts:FILE, lm:NAME, server:MODEL@URL; null: `judge` alone.
-        baselines: Policies that the others are compared with; null: each with each.
+        judge: The score or measure by which pairs are won in the report: known, learned, one that the samples have, rouge1,
+            rouge2, rougeL, …; null: the known reward, else the learned one, else the samples' own score, else rougeL.
+        judges: Judges of the compare step: a score's or measure's name, verdicts:FILE, lm:NAME, server:MODEL@URL; null: `judge`
+            alone.
+        baselines: Policies that the others are compared with, and whose win rates the report shows first; null: each with each.
         comparisons: Held-out comparisons on which the learned reward is checked beside the labeler; null: not checked.
         ensemble: Further reward directories, of other seeds: what they and `learned_reward` say of `comparisons` together.
         logs: Folder of the stages' metrics.csv files, for learning curves; null: none.
@@ -124,8 +127,8 @@ def evaluate(
         else:
             chosen[f"{second_draw} (second draw)"] = chosen[second_draw]
     rewards = {"known": known_reward, "learned": learned_reward}
-    if (step == "report" or (step == "compare" and not judges)) and rewards.get(judge) is None:
-        problems.append(f"judge: found {judge!r}, expected known or learned, with its reward given")
+    if judge in rewards and rewards[judge] is None:
+        problems.append(f"judge: found {judge!r}, expected its reward to be given")
     for asked_judge in judges or []:
         problems += told(find_judge, asked_judge)
         if asked_judge in rewards and rewards[asked_judge] is None:
@@ -151,10 +154,18 @@ def evaluate(
         problems.append(str(error))
     if problems:
         raise UsageError("\n".join(problems))
+    if judge is None and (step == "report" or (step == "compare" and not judges)):
+        judge = default_judge(rewards, chosen, asked)
     folder = Path(output)
     shown = {name: asdict(p) if isinstance(p, Policy) else p for name, p in (policies or {}).items()}
-    options = {"policies": shown, "task": asdict(task), "limit": limit, "batch_size": batch_size, "precision": precision}
-    info = RunInfo("eval", seed, options, [prompts] if prompts else [])
+    options: dict[str, Any] = {"policies": shown, "samples": samples, "prompts": prompts, "task": asdict(task), "judge": judge}
+    options |= {"judges": judges, "baselines": baselines, "reference": reference, "known_reward": known_reward}
+    options |= {"learned_reward": learned_reward, "use_stemmer": use_stemmer, "limit": limit}
+    options |= {"batch_size": batch_size, "precision": precision}
+    verdicts = [name.partition(":")[2] for name in judges or [] if name.startswith("verdicts:")]
+    texts = [p.model for p in chosen.values() if p.is_samples]
+    read = [file for path in dict.fromkeys([*filter(None, [prompts]), *texts, *verdicts]) for file in list_files(path)]
+    info = RunInfo("eval", seed, options, list(read))
     if step != "compare":
         sample_policies(task, chosen, asked, folder, lm, batch_size, precision, seed, texts_only=step == "score")
     if step in ("score", "report"):
@@ -165,8 +176,13 @@ def evaluate(
         file = folder / "scores.jsonl"
         if not file.is_file():
             raise UsageError(f"{file}: not there; run `python -m eval score` first")
-        rows = [r for _, _, r in read_jsonl(file)]
-        loaded = {name: load_judge(name, folder / "verdicts", batch_size, precision) for name in judges or [judge]}
+        rows = [r for _, _, r in read_jsonl(file) if r["id"] in asked.records]
+        if samples is not None:
+            check_fresh(rows, samples, file)
+        loaded = {name: load_judge(name, folder / "verdicts", batch_size, precision) for name in judges or [str(judge)]}
+        for of_people in loaded.values():
+            if limit is not None and isinstance(of_people, FileJudge):
+                of_people.keep(asked.records, held_out(prompts, samples, None, source_column).records)
         print(compare(rows, list(chosen), loaded, folder, baselines))
     if step == "report":
         reward_model, calibration, together = judge_reward(learned_reward, known_reward, comparisons, ensemble or [])
@@ -175,15 +191,51 @@ def evaluate(
         runs = [json.loads(f.read_text(encoding="utf-8")) for f in files if f.is_file()]
         guard = next((r["figures"].get("guard") for r in runs if r["stage"] == "ppo"), None)
         learned = curves(logs)
+        info.write(folder)
+        own = {k: v for k, v in info.record().items() if k not in ("date", "seconds", "peak_memory_mb")}  # those are in run.json
+        title = f"{task.name}, {lm}: policies on held-out prompts"
+        if samples is not None and all(p.is_samples for p in chosen.values()):  # of models that the samples do not tell
+            title = f"{Path(samples).name}: {len(chosen)} policies on {len(asked.records)} prompts"
+        order = None
+        if baselines:
+            others_last = sorted((name for name in chosen if name not in baselines), key=lambda name: name == MAIN)
+            order = [*baselines, *others_last]
         report = build_report(
-            rows, title=f"{task.name}, {lm}: policies on held-out prompts", task=task.name, judge=judge, curves=learned,
+            rows, title=title, task=task.name, judge=str(judge), baselines=baselines, order=order, curves=learned,
             reward_model=reward_model, calibration=calibration, ensemble=together, compared=compared, guard=guard,
             runs={"ppo": learned["ppo"], **others} if "ppo" in learned else others,
-            provenance=[*runs, info.record()], n_samples=n_samples, n_browse=n_browse, seed=seed,
+            provenance=[*runs, own], n_samples=n_samples, n_browse=n_browse, seed=seed,
             command=shlex.join(["python", "-m", "eval", *sys.argv[1:]]),
         )  # fmt: skip
         paths = write_report(report, folder)
         print("\n".join(f"{kind}: {path}" for kind, path in paths.items()))
+
+
+def default_judge(rewards: dict[str, str | None], policies: dict[str, Policy], prompts: HeldOut) -> str:
+    """What pairs are won by where nothing was asked for: a reward that is given, a score that all samples have, ROUGE-L."""
+    for kind, reward in rewards.items():
+        if reward is not None:
+            return kind
+    if all(p.is_samples for p in policies.values()):
+        every = [set(s.scores or {}) for p in {p.model for p in policies.values()} for s in read_samples(p)]
+        if own := sorted(set.intersection(*every)):
+            return own[0]
+    if all(r.reference for r in prompts.records.values()):
+        return "rougeL"
+    raise UsageError(
+        "judge: found nothing to judge by, expected known_reward, learned_reward, a score that all samples have, or a reference "
+        "of each prompt (for rougeL)"
+    )
+
+
+def check_fresh(rows: list[dict[str, Any]], samples: str, scored: Path) -> None:
+    """Raise UsageError where samples are others than when they were scored."""
+    texts = {(s.id, s.policy, s.index): s.response for s in read_samples(samples)}
+    for row in rows:
+        key = str(row["id"]), row["policy"], row.get("index", 0)
+        if texts.get(key, row["response"]) != row["response"]:
+            at = f"{samples}: id {key[0]!r}, policy {key[1]!r}"
+            raise UsageError(f"{at}: another response than in {scored}; run `python -m eval score` again")
 
 
 def judge_reward(learned: str | None, known: str | None, comparisons: str | None, others: list[str]) -> tuple[Any, Any, Any]:
@@ -206,7 +258,10 @@ def judge_reward(learned: str | None, known: str | None, comparisons: str | None
 
     rows = trained(model, scores)
     lengths = [[len(words(r)) if isinstance(r, str) else len(r) for r in held_out[i].responses] for i in best]
-    calibration = asdict(calibrate(rows, choices, lengths, prompts=prompts)) if len(best) >= LEAST_CALIBRATED else None
+    named = [held_out[i].meta.get("labeler", held_out[i].meta.get("worker")) for i in best]
+    labelers = [None if x is None else str(x) for x in named] if any(x is not None for x in named) else None
+    enough = len(best) >= LEAST_CALIBRATED
+    calibration = asdict(calibrate(rows, choices, lengths, labelers=labelers, prompts=prompts)) if enough else None
     members = [rows] + [trained(other, comparison_scores(other, held_out)) for other in map(LearnedReward, others)]
     together = asdict(ensembled(members, choices, prompts)) if others and best else None
     return {**found, **more, "labeler_accuracy": labeler}, calibration, together

@@ -27,14 +27,14 @@ from typing import Any
 
 from eval.copying import sentences
 from eval.server import Server
-from lightning_rlhf.files import DataError, bad
+from lightning_rlhf.files import DataError, bad, kind_of
 from lightning_rlhf.models import find_lm
 from lightning_rlhf.records import Demonstration, Prompt, read_demonstrations
 from lightning_rlhf.scoring import find_reward
 from lightning_rlhf.tasks import Task, UsageError
 
 LEAD = re.compile(r"lead-([1-9][0-9]*)")
-RECORDS = (".jsonl", ".jsonl.gz", ".csv", ".parquet")
+RECORDS = (".jsonl", ".json", ".csv", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,9 @@ class Policy:
     def is_samples(self) -> bool:
         """Whether its texts are on disk: a file of records, or a folder of them that is no model's."""
         path = Path(self.model)
-        folder = path.is_dir() and not (path / "config.json").is_file() and any(path.glob("*.jsonl*"))
-        return self.server is None and not self.is_text and (self.model.endswith(RECORDS) or folder)
+        no_model = path.is_dir() and not (path / "config.json").is_file()
+        folder = no_model and any(kind_of(f.name) in RECORDS for f in path.iterdir())
+        return self.server is None and not self.is_text and (kind_of(self.model) in RECORDS or folder)
 
     @property
     def is_local(self) -> bool:

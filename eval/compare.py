@@ -62,7 +62,8 @@ def compare(
         verdicts = {(a, b): judge(*paired(samples[a], samples[b])) for a, b in pairs}
         table, summary = judge_table(name, verdicts, samples)
         if isinstance(judge, FileJudge):
-            summary["unused"] = len(judge.verdicts) - summary["verdicts"]  # on policies that the table does not compare
+            # on prompts or policies that the table does not compare
+            summary["unused"] = judge.left_out + len(judge.verdicts) - summary["verdicts"]
         result["judgements"] += table
         result["judges"].append(summary)
         every += [v for given in verdicts.values() for v in given]
@@ -240,7 +241,7 @@ def text_table(result: Mapping[str, Any]) -> str:
         if judge["unparsable"] or judge["failed"]:
             lines[-1] += f", of which {judge['unparsable']} unparsable and {judge['failed']} without an answer (pairs left out)"
         if judge.get("unused"):
-            lines[-1] += f"; {judge['unused']} more in the file are on pairs of policies that are not in this table"
+            lines[-1] += f"; {judge['unused']} more in the file are on prompts or pairs of policies that are not in this table"
         for row in result["judgements"]:
             if row["judge"] == judge["judge"]:
                 lines.append(

@@ -19,7 +19,8 @@ from functools import lru_cache
 
 Ngram = tuple[str, ...]
 CLOSING = "[\"'”’»)\\]]*"  # may follow the end of a sentence and still belong to it
-SENTENCE_END = re.compile(rf"(?:[.!?…؟۔।]+{CLOSING}(?=\s)|[。！？]+{CLOSING})")
+STOPS = ".!?…؟۔।"  # a run of them is looked at once, from its first: from each, it would take the square of its length
+SENTENCE_END = re.compile(rf"(?:(?<![{STOPS}])[{STOPS}]+{CLOSING}(?=\s)|(?<![。！？])[。！？]+{CLOSING})")
 TITLES = "Mrs?|Ms|Dr|Prof|Rev|Gen|Sen|Rep|Gov|Col|Lt|Sgt|Capt|St|Jr|Sr|Mt|vs|etc|approx"
 ABBREVIATION = re.compile(rf"(?:^|[\s(\"'“‘])(?:[A-HJ-Z]|(?:[A-Za-z]\.)+[A-Za-z]|{TITLES})\.$")
 
@@ -34,6 +35,11 @@ def words(text: str) -> list[str]:
 @lru_cache(maxsize=8)  # a source and its summary are looked at again and again
 def _words(text: str) -> tuple[str, ...]:
     return tuple(re.findall(r"[a-z0-9]+", text.lower()))
+
+
+def count_words(text: str) -> int:
+    """How long a text is: its words of any script (`words` knows Latin letters without accents alone)."""
+    return len(re.findall(r"\w+", text))
 
 
 def ngrams(text: str, n: int) -> list[Ngram]:

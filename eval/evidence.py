@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.copying import words
+from eval.copying import count_words
 from eval.frontier import Columns, Run, best_of_n, over_optimised, run_of, sqrt_kl_fit
 from eval.winrate import mean_interval, paired_outcomes, win_rate
 
@@ -24,7 +24,7 @@ LONGER = "longer"  # the measure that prefers the longer response: the control
 def figures(row: Row) -> dict[str, float]:
     """A row's scores and measures that are defined, by name; `words` is counted where it was not measured."""
     found = {**(row.get("measures") or {}), **row["scores"]}
-    found.setdefault("words", len(words(row["response"])))
+    found.setdefault("words", count_words(row["response"]))
     return {name: float(value) for name, value in found.items() if value is not None}
 
 

@@ -24,7 +24,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,7 +32,7 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from eval.server import NoAnswer, post_json
+from eval.server import NoAnswer, Refused, post_json
 from lightning_rlhf.files import bad, check, read_jsonl, show
 from lightning_rlhf.tasks import UsageError
 
@@ -100,7 +100,7 @@ def verdict(first: Row, second: Row, winner: str, judge: str, seconds: float | N
 
 
 class ScoreJudge:
-    """The higher score wins, the same score ties."""
+    """The higher score, or measure, wins; the same ties."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -109,7 +109,7 @@ class ScoreJudge:
         """Every row has the score, and it is a finite number."""
         for row in rows:
             at = f"sample {row['id']!r} of policy {row['policy']!r}"
-            scores = row.get("scores", {})
+            scores = self._figures(row)
             if self.name not in scores:
                 raise bad(at, "scores", f"only {', '.join(scores) or 'none'}", f"the score {self.name!r} to judge by")
             value = scores[self.name]
@@ -120,9 +120,16 @@ class ScoreJudge:
         """One verdict a pair."""
         found = []
         for x, y in zip(a, b, strict=True):
-            left, right = x["scores"][self.name], y["scores"][self.name]
+            left, right = self._figures(x)[self.name], self._figures(y)[self.name]
             found.append(verdict(x, y, "a" if left > right else "b" if right > left else "tie", self.name))
         return found
+
+
+    @staticmethod
+    def _figures(row: Row) -> dict[str, Any]:
+        """A row's scores, and its measures that are defined."""
+        measures = {k: v for k, v in (row.get("measures") or {}).items() if v is not None}
+        return {**measures, **row.get("scores", {})}
 
 
 def read_verdicts(path: str | Path) -> list[Verdict]:
@@ -162,7 +169,12 @@ class FileJudge:
     """Verdicts of people (or of anything else) from a file."""
 
     def __init__(self, path: str) -> None:
-        self.path, self.verdicts = path, read_verdicts(path)
+        self.path, self.verdicts, self.left_out = path, read_verdicts(path), 0
+
+    def keep(self, prompts: Collection[str], of: Collection[str]) -> None:
+        """Leave out verdicts on prompts that are there (`of`) but not used now; they count as unused."""
+        kept = [v for v in self.verdicts if v.id in prompts or v.id not in of]
+        self.left_out, self.verdicts = len(self.verdicts) - len(kept), kept
 
     def check(self, rows: Sequence[Row]) -> None:
         """Every verdict is about samples that are there."""
@@ -191,6 +203,7 @@ class Answers(Protocol):
     """A model that answers questions; `identity` changes where its answers may."""
 
     identity: str
+    seconds: dict[str, float]  # how long each question took, where that is known
 
     def __call__(self, questions: Sequence[str]) -> Iterator[str | None]:
         """An answer a question, in order, each as soon as it is there; None: no answer was to be had."""
@@ -237,10 +250,8 @@ class AskedJudge:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         answers = self.model([q for q, _ in questions.values()])
         with self.path.open("ab") as file, tqdm(total=len(questions), desc=f"judge {self.name}", unit="question") as bar:
-            began = time.perf_counter()
-            for (key, (_, (x, y))), text in zip(questions.items(), answers, strict=True):
-                winner, seconds = parse_answer(text), round(time.perf_counter() - began, 3)
-                began = time.perf_counter()
+            for (key, (question, (x, y))), text in zip(questions.items(), answers, strict=True):
+                winner, seconds = parse_answer(text), self.model.seconds.pop(question, None)
                 bar.update(1)
                 if text is None:
                     failed.add(key)
@@ -281,6 +292,7 @@ class LocalModel:
 
         self.batch_size, self.precision, self.lm = batch_size, precision, load_on_device(name)
         self.identity = f"lm {fingerprint(name)} {precision}"
+        self.seconds: dict[str, float] = {}
         tokenizer = self.lm.tokenizer
         self.chat = bool(getattr(tokenizer, "chat_template", None))
         self.head = [] if self.chat else bos_ids(tokenizer)
@@ -297,7 +309,8 @@ class LocalModel:
 
         longest = getattr(self.lm.model.config, "max_position_embeddings", math.inf)
         for first in range(0, len(questions), self.batch_size):
-            rows = [self._encode(q) for q in questions[first : first + self.batch_size]]
+            began, batch = time.perf_counter(), questions[first : first + self.batch_size]
+            rows = [self._encode(q) for q in batch]
             fit = [r for r in rows if len(r) <= longest]
             values: list[list[float]] = []
             if fit:
@@ -306,6 +319,7 @@ class LocalModel:
                     logits = logits_of(self.lm.model, hidden_states(self.lm.model, tokens, mask)[:, -1]).float()  # (B, V)
                 values = logits[:, list(self.first)].tolist()
             given = iter(values)
+            self.seconds.update(dict.fromkeys(batch, round((time.perf_counter() - began) / len(batch), 3)))
             for row in rows:
                 if len(row) > longest:
                     yield None
@@ -328,8 +342,9 @@ class Server:
     """An OpenAI-compatible chat/completions server, asked at temperature 0 with bounded retries and time-outs.
 
     A time-out, a broken connection, status 408, 429 or 5xx, and a reply that is not a completion are tried again after 1, 2, 4 …
-    times `pause` seconds; then the question has no answer. `patience` questions without an answer in a row, or any other status,
-    stop the run.
+    times `pause` seconds; then the question has no answer, nor has one that the server refuses for itself (status 400, 413 or
+    422: too long, say). `patience` questions without an answer in a row, or any other status, stop the run; what was answered by
+    then is kept.
     """
 
     def __init__(
@@ -345,20 +360,26 @@ class Server:
         self.model, self.url, self.identity = model, url.rstrip("/"), f"server {model}@{url.rstrip('/')}"
         self.attempts, self.timeout, self.pause, self.patience, self.workers = attempts, timeout, pause, patience, workers
         self.trouble = ""  # what went wrong last
+        self.seconds: dict[str, float] = {}
 
     def __call__(self, questions: Sequence[str]) -> Iterator[str | None]:
         """As `Answers`, `workers` questions at a time."""
         missed = 0
         with ThreadPoolExecutor(self.workers) as pool:
             for first in range(0, len(questions), self.workers):
-                for text in pool.map(self.ask, questions[first : first + self.workers]):
+                stopped: BaseException | None = None  # raised when the others' answers are kept
+                for asked in [pool.submit(self.ask, question) for question in questions[first : first + self.workers]]:
+                    stopped = stopped or asked.exception()
+                    text = None if asked.exception() else asked.result()
                     missed = missed + 1 if text is None else 0
                     yield text
-                    if missed >= self.patience:
+                    if missed >= self.patience and stopped is None:
                         raise UsageError(
                             f"judge server {self.url}: {missed} questions in a row got no answer ({self.trouble}); what was "
                             "answered is kept, and the same command goes on from there"
                         )
+                if stopped is not None:
+                    raise stopped
 
     def ask(self, question: str) -> str | None:
         """The answer to one question, or None.
@@ -369,11 +390,14 @@ class Server:
         body = {"model": self.model, "temperature": 0, "max_tokens": 16, "messages": [{"role": "user", "content": question}]}
         waits = [self.pause * 2**n for n in range(self.attempts - 1)]
         url, key = f"{self.url}/chat/completions", os.environ.get("OPENAI_API_KEY")
+        began = time.perf_counter()
         try:
             return post_json(url, body, key, waits=waits, timeout=self.timeout, parse=_content)
-        except NoAnswer as trouble:
+        except (NoAnswer, Refused) as trouble:
             self.trouble = str(trouble)
             return None
+        finally:
+            self.seconds[question] = round(time.perf_counter() - began, 3)
 
 
 def _content(answer: Any) -> str:

@@ -14,7 +14,15 @@ from typing import Any
 
 from tqdm import tqdm
 
-from eval.copying import copied_sentences, distinct_n, distinct_n_within, novel_ngrams, repeated_bigrams, sentences, words
+from eval.copying import (
+    copied_sentences,
+    count_words,
+    distinct_n,
+    distinct_n_within,
+    novel_ngrams,
+    repeated_bigrams,
+    sentences,
+)
 from eval.rouge import ROUGE_TYPES, rouge_scores
 from eval.text import NOTHING, mean_of, percent, signed
 from eval.winrate import mean_interval
@@ -84,7 +92,7 @@ def _rouge(rows: Sequence[Mapping[str, Any]], use_stemmer: bool) -> list[Measure
 def _of_text(row: Mapping[str, Any], source: str) -> Measures:
     """What needs no reference."""
     text = row["response"]
-    count = len(words(text))
+    count = count_words(text)
     places = copied_sentences(source, text)
     copied = [place for place in places if place is not None]
     shares = {
@@ -95,7 +103,7 @@ def _of_text(row: Mapping[str, Any], source: str) -> Measures:
     empty = not text.strip()
     return {
         "words": count,
-        "compression": len(words(source)) / count if count else None,
+        "compression": count_words(source) / count if count else None,
         **{name: None if math.isnan(value) else value for name, value in shares.items()},
         "copied": len(copied) / len(places) if places else None,
         "copied_at": sum(copied) / len(copied) if copied else None,

@@ -23,7 +23,7 @@ from typing import Any
 
 from eval import browser, evidence
 from eval.alarms import BASELINE, MAIN, METHODS, SECOND_DRAW, SUPERVISED, headline, warnings
-from eval.copying import distinct_n, distinct_n_within, novel_ngrams, words
+from eval.copying import count_words, distinct_n, distinct_n_within, novel_ngrams
 from eval.html import render_html
 from eval.text import (
     figure_text,
@@ -54,6 +54,7 @@ def build_report(
     title: str,
     task: str,
     judge: str = "known",
+    baselines: Sequence[str] | None = None,
     curves: Mapping[str, Mapping[str, Sequence[Sequence[float]]]] | None = None,
     reward_model: Mapping[str, Any] | None = None,
     calibration: Mapping[str, Any] | None = None,
@@ -75,6 +76,7 @@ def build_report(
         rows: scored samples as in the module's docstring; `(id, policy, index)` is unique.
         title, task: shown at the top.
         judge: the score or measure by which pairs are won; every row must carry it.
+        baselines: policies whose win rates the headline table shows; default: the first policy and `supervised`.
         curves: stage → column → list of [x, y], as `read_curves` returns for one stage.
         reward_model: `accuracy`, `low`, `high`, `n`, `chance`, `labeler_accuracy`, `gain`, `bias`, … of
             held-out pairs.
@@ -108,7 +110,7 @@ def build_report(
     comparisons = _comparisons(by_policy, judge, seed)
     table = evidence.tabulate(by_policy)
     apart = {name: found for name, found in table.items() if name != SECOND_DRAW}
-    against = [name for name in dict.fromkeys((names[0], SUPERVISED)) if name in by_policy]
+    against = [name for name in baselines or dict.fromkeys((names[0], SUPERVISED)) if name in by_policy]
     samples = browser.choose(by_policy, judge, max(n_samples, n_browse), seed)
     logged = runs if runs is not None else {"ppo": curves["ppo"]} if curves and "ppo" in curves else {}
     report: Report = {
@@ -118,6 +120,7 @@ def build_report(
         "judge": judge,
         "judge_name": JUDGES.get(judge, name_of(judge) if name_of(judge) != judge else f"the score “{judge}”"),
         "baseline": names[0],
+        "baselines": list(baselines or dict.fromkeys([names[0], *(n for n in names if n == SUPERVISED)])),
         "main": names[-1],
         "seed": seed,
         "command": command,
@@ -138,6 +141,7 @@ def build_report(
         "judgements": [dict(j) for j in (compared or {}).get("judgements", [])],
         "agreements": [dict(a) for a in (compared or {}).get("agreements", [])],
         "judges": [dict(j) for j in (compared or {}).get("judges", [])],
+        "alpha": (compared or {}).get("alpha"),
         "reward_model": dict(reward_model) if reward_model else None,
         "guard": dict(guard) if guard else None,
         "curves": {
@@ -242,9 +246,24 @@ def render_markdown(report: Report) -> str:
         pair = f"{_cell(c['a'])} vs {_cell(c['b'])}"
         p = f"{p_text(c['p_value'])} | {p_text(c['p_holm'])}"
         lines.append(f"| {pair} | {100 * c['rate']:.1f} | {bounds} | {counts} | {p} |")
+    others = [j for j in report["judgements"] if j["judge"] != report["judge"]]
+    if others:
+        lines += ["", "| win rate by another judge | judge | % | 95 % interval | at equal length, % | n | p (Holm) |"]
+        lines += ["|---|---|--:|--:|--:|--:|--:|"]
+    for j in others:
+        equal = (j.get("length_controlled") or {}).get("rate")
+        told = [f"{_cell(j['a'])} vs {_cell(j['b'])}", _cell(j["judge"]), f"{100 * j['rate']:.1f}"]
+        told += [f"{100 * j['low']:.1f}–{100 * j['high']:.1f}", "—" if equal is None else f"{100 * equal:.1f}", str(j["n"])]
+        lines.append(f"| {' | '.join(told)} | {'—' if j.get('p_holm') is None else p_text(j['p_holm'])} |")
+    for a in report["agreements"]:
+        kappa = f"κ {signed(a.get('kappa'))} ({_ends(a, 'kappa')}), α {signed(a.get('alpha'))} ({_ends(a, 'alpha')})"
+        both = f"{_cell(a['a'])} and {_cell(a['b'])}"
+        lines += ["", f"{both} say the same of {percent(a.get('share'))}: {kappa}, n = {a.get('n')}."]
+    if report["alpha"] and report["alpha"].get("value") is not None:
+        lines += ["", f"All judges together: α {signed(report['alpha']['value'])} ({interval(report['alpha'])})."]
     if report["agreement"]:
-        told = ", ".join(f"{_cell(name_of(r['measure']))} {percent(r['rate'])}" for r in report["agreement"])
-        lines += ["", f"Picks the judge's winner (chance 50 %): {told}."]
+        picks = ", ".join(f"{_cell(name_of(r['measure']))} {percent(r['rate'])}" for r in report["agreement"])
+        lines += ["", f"Picks the judge's winner (chance 50 %): {picks}."]
     model = report["reward_model"]
     if model and model.get("accuracy") is not None:
         lines += ["", f"Reward model: held-out accuracy {percent(model['accuracy'])}."]
@@ -332,7 +351,7 @@ def _policy(name: str, rows: Sequence[Row]) -> dict[str, Any]:
             if key != "ref_nll"
         },
         "tokens": asdict(mean_interval(tokens, ids)) if counted else None,
-        "words": asdict(mean_interval([len(words(text)) for text in responses], ids)),
+        "words": asdict(mean_interval([count_words(text) for text in responses], ids)),
         "measures": _measures(rows),
         "missing": sum(not row.get("found", True) for row in rows) / len(rows),
         "distinct_2_within": _mean_where_defined([distinct_n_within(text, 2) for text in responses], ids),
@@ -420,6 +439,11 @@ def _ratio(value: float | None, base: float | None) -> float | None:
     if value is None or base is None or not base > 0 or math.isnan(value):
         return None
     return value / base
+
+
+def _ends(row: Mapping[str, Any], name: str) -> str:
+    """The interval of one of several figures in a row."""
+    return interval({"low": row.get(f"{name}_low"), "high": row.get(f"{name}_high")})
 
 
 def _cell(text: str) -> str:

@@ -50,8 +50,11 @@ MOST_TOKENS = 512  # of a response that a model scores; more are cut off and cou
 
 
 def slug(policy: str) -> str:
-    """A policy's name as a file name."""
-    return re.sub(r"[^a-z0-9]+", "-", policy.lower()).strip("-") or "policy"
+    """A policy's name as a file name; one with letters of another script has them as a hash."""
+    plain = re.sub(r"[^a-z0-9]+", "-", policy.lower()).strip("-")
+    if re.search(r"[^\W\d_a-z]", policy.lower()):
+        plain = f"{plain}-{hashlib.sha256(policy.encode()).hexdigest()[:8]}".strip("-")
+    return plain or "policy"
 
 
 def made_by(reward: str) -> str:

@@ -88,6 +88,7 @@ def score_samples(
             of_policy = [r for r in of_policy if r["id"] in prompts.records]
             if not of_policy or any(r["prompt"] != prompts.records[r["id"]].prompt for r in of_policy):
                 raise UsageError(f"{samples}: answers to other prompts than {prompts.where}'s; run `python -m eval sample` again")
+            leave_out_partial(name, of_policy)
             texts = measure(of_policy, [prompts.source(r["id"]) for r in of_policy], use_stemmer)
             for r, measures in zip(of_policy, texts, strict=True):
                 r["measures"] = measures
@@ -107,6 +108,16 @@ def score_samples(
     (output / "summary.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
     print(table(summary))
     return output / "scores.jsonl"
+
+
+def leave_out_partial(policy: str, rows: list[Row]) -> None:
+    """Take scores off that only some of a policy's samples came with, and say so: no mean of them would be the policy's."""
+    for name in sorted({name for r in rows for name in r["scores"]}):
+        having = sum(name in r["scores"] for r in rows)
+        if having < len(rows):
+            print(f"{policy}: {having} of {len(rows)} samples have the score {name!r}; it is left out")
+            for r in rows:
+                r["scores"].pop(name, None)
 
 
 def add_reward(kind: str, reward: Any, rows: list[Row], prompts: HeldOut, batch_size: int, precision: str) -> None:

@@ -102,10 +102,29 @@ def judges(report: Report) -> str:
     if report["agreements"]:
         body = []
         for a in report["agreements"]:
-            cells = [percent(a.get("share")), signed(a.get("kappa")), signed(a.get("alpha")), short(a.get("n"))]
-            body.append((pair_name(a), cells))
-        parts.append(table(["Judges", "Same verdict", "Cohen’s κ", "Krippendorff’s α", "n"], body, "Agreement of judges"))
+            measured = [_with_ends(a.get(k), a.get(f"{k}_low"), a.get(f"{k}_high")) for k in ("kappa", "alpha")]
+            body.append((pair_name(a), [percent(a.get("share")), *measured, short(a.get("n"))]))
+        head = ["Judges", "Same verdict", "Cohen’s κ", "Krippendorff’s α", "n"]
+        parts.append(table(head, body, "Agreement of judges", "facts"))
+    if report["alpha"] and len(report["alpha"]["judges"]) > 2:
+        alpha = report["alpha"]
+        whole = f"{signed(alpha.get('value'))} ({interval(alpha)}), n = {alpha['n']:,}"
+        parts.append(f'<p class="note">All judges together: Krippendorff’s α {whole}.</p>')
+    placed = [j for j in report["judges"] if j.get("position")]
+    if placed:
+        body = [(escape(j["judge"]), [_rate(j["position"]["first"]), _rate(j["position"]["consistent"])]) for j in placed]
+        parts.append(table(["Judge", "What stood first won", "Same winner in both orders"], body, "Position bias", "facts"))
     return section("judges", "Do the judges agree?", "\n".join(parts)) if parts else ""
+
+
+def _with_ends(value: float | None, low: float | None, high: float | None) -> str:
+    """A figure over its interval."""
+    return NOTHING if value is None else f"{signed(value)}<small>{interval({'low': low, 'high': high})}</small>"
+
+
+def _rate(found: Mapping[str, Any]) -> str:
+    """A share over its interval."""
+    return f"{percent(found['rate'])}<small>{bounds(found)}</small>"
 
 
 def judgements(rows: Sequence[Mapping[str, Any]], label: str) -> str:
@@ -113,6 +132,7 @@ def judgements(rows: Sequence[Mapping[str, Any]], label: str) -> str:
     body = []
     for j in rows:
         controlled = j.get("length_controlled") or {}
+        needed = (j.get("needed") or {}).get("0.1")
         cells = [
             escape(str(j.get("judge", NOTHING))),
             percent(j["rate"]),
@@ -120,9 +140,11 @@ def judgements(rows: Sequence[Mapping[str, Any]], label: str) -> str:
             escape(p_text(j["p_holm"])) if j.get("p_holm") is not None else NOTHING,
             percent(controlled.get("rate")),
             f"{j['n']:,}",
+            NOTHING if needed is None else f"{needed:,}",
         ]
         body.append((pair_name(j), cells))
-    return table(["Comparison", "Judge", "Win rate", "95 % interval", "p, Holm", "At equal length", "n"], body, label)
+    head = ["Comparison", "Judge", "Win rate", "95 % interval", "p, Holm", "At equal length", "n", "n to tell 60 %"]
+    return table(head, body, label)
 
 
 def reward_model(report: Report) -> str:

@@ -21,6 +21,7 @@ WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before each further try
 LONGEST_WAIT = 60.0  # seconds, whatever the server asks for
 TIMEOUT = 300.0  # seconds a request
 LONGEST_ANSWER = 1 << 26  # bytes
+REFUSED = (400, 413, 422)  # what was asked, not who asked
 PASSING = (408, 429)  # and all from 500 on
 T = TypeVar("T")
 
@@ -63,6 +64,10 @@ class NoAnswer(UsageError):
     """Every try failed, each in a way that may pass."""
 
 
+class Refused(UsageError):
+    """The server refused this question, and may answer another."""
+
+
 def post_json(
     url: str,
     body: dict[str, Any],
@@ -81,7 +86,7 @@ def post_json(
 
     Raises:
         NoAnswer: Every try failed.
-        UsageError: One failed in a way that no further try will mend.
+        UsageError: One failed in a way that no further try will mend; `Refused` where that lies in what was asked.
     """
     headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
     request = urllib.request.Request(url, json.dumps(body).encode(), headers)
@@ -95,7 +100,7 @@ def post_json(
         except urllib.error.HTTPError as error:
             problem = f"status {error.code}: {error.read(300).decode(errors='replace').strip() or error.reason}"
             if error.code not in PASSING and error.code < 500:
-                raise UsageError(f"{url}: {problem}") from None
+                raise (Refused if error.code in REFUSED else UsageError)(f"{url}: {problem}") from None
             after = error.headers.get("Retry-After") or ""
             asked_for = float(after) if after.isdigit() else 0.0
         # URLError and time-outs are OSErrors; the others are answers that are not what was asked for

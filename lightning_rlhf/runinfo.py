@@ -72,6 +72,13 @@ def peak_memory_mb() -> float:
     return peak / (1024.0 if sys.platform != "darwin" else 1024.0 * 1024.0)
 
 
+def command() -> str:
+    """This process's command line, as it can be typed again: `python -m PACKAGE` for a package's `__main__`."""
+    program = Path(sys.argv[0])
+    words = ["python", "-m", program.parent.name] if program.name == "__main__.py" else [program.name]
+    return shlex.join([*words, *sys.argv[1:]])
+
+
 class RunInfo:
     """Started with a stage, written at its end. Paths in `data` are hashed when the record is made."""
 
@@ -84,7 +91,7 @@ class RunInfo:
         return {
             "stage": self.stage,
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "command": command(),
             "seed": self.seed,
             "commit": commit(),
             "versions": versions(),

@@ -182,7 +182,7 @@ def test_people_and_scores_together(tmp_path: Path) -> None:
     file.write_text("".join(json.dumps(r) + "\n" for r in records))
     found, text = run(rows, tmp_path, f"verdicts:{file}", "known", baselines=["sup"])
     assert found["judges"][0]["unused"] == 40
-    assert "40 more in the file are on pairs of policies that are not in this table" in text
+    assert "40 more in the file are on prompts or pairs of policies that are not in this table" in text
     found, text = run(rows, tmp_path, f"verdicts:{file}", "known", baselines=["zero"])
     people = {r["a"]: r for r in found["judgements"] if r["judge"] != "known"}
     assert (people["rlhf"]["n"], people["sup"]["n"]) == (20, 1)

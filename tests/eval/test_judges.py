@@ -270,6 +270,28 @@ def test_a_server_that_dies_half_way(double: Double, tmp_path: Path) -> None:
     assert len(read_verdicts(tmp_path / "s.jsonl")) == 10
 
 
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_a_question_that_is_refused_for_itself_is_counted(double: Double, tmp_path: Path, status: int) -> None:
+    """Too long for the server's context, say: the others are judged, and a further run asks for it again."""
+    double.reply = lambda question, n: (status, "context length exceeded") if "long" in question else (200, "A")
+    a, b = rows("x", 6), rows("y", 6)
+    a[2]["response"] = "long " * 9
+    judge = AskedJudge("s", server(double), tmp_path / "v.jsonl")
+    found = judge(a, b)
+    assert [v.winner for v in found] == ["a"] * 4 + ["failed"] * 2 + ["a"] * 6
+    assert all(v.seconds is not None and v.seconds < 30 for v in found if v.winner == "a")
+    assert len((tmp_path / "v.jsonl").read_text().splitlines()) == 10
+
+
+def test_answers_beside_a_refusal_are_kept(double: Double, tmp_path: Path) -> None:
+    double.reply = lambda question, n: (401, "no such key") if "stop" in question else (200, "B")
+    a, b = rows("x", 2), rows("y", 2)
+    a[0]["response"] = "stop here"
+    with pytest.raises(UsageError, match="status 401"):
+        AskedJudge("s", server(double, workers=4), tmp_path / "v.jsonl")(a, b)
+    assert len((tmp_path / "v.jsonl").read_text().splitlines()) == 2
+
+
 def test_a_refusal_is_told_at_once(double: Double, tmp_path: Path) -> None:
     double.reply = lambda question, number: (401, "no such key")
     with pytest.raises(UsageError, match="status 401: no such key"):

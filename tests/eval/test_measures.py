@@ -61,13 +61,19 @@ def test_rows_keep_their_own_rouge() -> None:
     assert got[1]["rouge1"] == 0.5
 
 
-@pytest.mark.parametrize("response", ["", " \n\t", "…", "مرحبا بالعالم"])
+@pytest.mark.parametrize("response", ["", " \n\t", "…"])
 def test_nothing_to_count(response: str) -> None:
     got = one(response, reference="A cat.")
     assert got["words"] == 0
     assert got["rouge1"] == 0.0
     assert [got[k] for k in ("compression", "distinct_1", "novel_4", "repeated_bigrams", "copied", "copied_at")] == [None] * 6
     assert got["empty"] == int(not response.strip())
+
+
+def test_other_scripts_have_a_length_too() -> None:
+    got = one("مرحبا بالعالم", reference="A cat.")
+    assert got["words"] == 2 and got["compression"] == len(SOURCE.replace(".", " ").split()) / 2
+    assert got["rouge1"] == 0.0 and got["copied"] is None
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,137 @@
+"""`python -m eval` on a stranger's folder of samples: what judges, what is refused, and the same bytes twice."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eval.__main__ import main
+from eval.copying import sentences
+from lightning_rlhf.files import write_jsonl
+
+POLICIES = ("human", "ppo", "zero")
+
+
+def samples(**more: Callable[[int, str], Any]) -> list[dict[str, Any]]:
+    """Eight prompts, three policies; `ppo` says nearly what the reference says."""
+    text = {"human": "A dog and {} cats ran.", "ppo": "A dog and {} cats sat.", "zero": "Nothing of that, {}."}
+    return [
+        {"id": f"p{i}", "policy": p, "prompt": f"Once there were a dog and {i} cats. They ran.", "response": text[p].format(i),
+         "reference": f"A dog and {i} cats ran."} | {k: f(i, p) for k, f in more.items()}
+        for i in range(8) for p in POLICIES
+    ]  # fmt: skip
+
+
+def run(step: str, folder: Path, *more: str) -> dict[str, Any]:
+    main([step, "--samples", str(folder / "s"), "--output", str(folder / "out"), *more])
+    file = folder / "out" / ("report.json" if step == "report" else "compare.json")
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, no_models: None) -> Path:
+    write_jsonl(tmp_path / "s" / "all.jsonl", samples())
+    return tmp_path
+
+
+def test_samples_with_references_alone_are_judged_by_rouge(folder: Path) -> None:
+    report = run("report", folder)
+    assert report["judge"] == "rougeL"
+    assert report["title"] == "s: 3 policies on 8 prompts"
+    (own,) = report["provenance"]
+    assert list(own["data"]) == [str(folder / "s" / "all.jsonl")]
+    assert own["config"]["samples"] == str(folder / "s")
+    won = {(c["a"], c["b"]): c["rate"] for c in report["comparisons"]}
+    assert won["zero", "ppo"] == 0.0 and won["ppo", "human"] == 0.0
+
+
+def test_the_same_samples_give_the_same_bytes(folder: Path) -> None:
+    found = []
+    for _ in range(2):
+        run("report", folder)
+        found.append([(folder / "out" / f"report.{kind}").read_bytes() for kind in ("html", "json", "md")])
+    assert found[0] == found[1]
+    assert json.loads((folder / "out" / "run.json").read_text(encoding="utf-8"))["seconds"] >= 0
+
+
+def test_the_samples_own_score_judges(folder: Path) -> None:
+    write_jsonl(folder / "s" / "all.jsonl", samples(scores=lambda i, p: {"mine": {"human": 0, "ppo": 2, "zero": 1}[p]}))
+    report = run("report", folder, "--baselines=[zero, human]")
+    assert report["judge"] == "mine"
+    assert (report["baseline"], report["baselines"], report["main"]) == ("zero", ["zero", "human"], "ppo")
+    assert "win rate vs zero, % | win rate vs human, %" in (folder / "out" / "report.md").read_text(encoding="utf-8")
+    assert run("compare", folder, "--judges=[rouge1]")["judgements"][0]["judge"] == "rouge1"
+
+
+def test_a_score_of_some_samples_is_left_out(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = samples()
+    write_jsonl(folder / "s" / "all.jsonl", [r | ({"scores": {"mine": 1.0}} if r["id"] == "p1" else {}) for r in rows])
+    assert run("report", folder)["judge"] == "rougeL"
+    assert "ppo: 1 of 8 samples have the score 'mine'; it is left out" in capsys.readouterr().out
+
+
+def test_nothing_to_judge_by(folder: Path, refused: Callable[..., str]) -> None:
+    write_jsonl(folder / "s" / "all.jsonl", [{k: v for k, v in r.items() if k != "reference"} for r in samples()])
+    error = refused(["report", "--samples", str(folder / "s"), "--output", str(folder / "out")], main=main)
+    assert "judge: found nothing to judge by, expected known_reward, learned_reward, a score that all samples have" in error
+
+
+def test_people_judge_some_of_the_prompts(folder: Path) -> None:
+    """With --limit, verdicts on the other prompts are unused, not wrong."""
+    votes = [
+        {"id": f"p{i}", "policy_a": "ppo", "policy_b": "zero", "winner": "ab"[i % 2 and w == "y"], "judge": w}
+        for i in range(8) for w in "xy"
+    ]  # fmt: skip
+    write_jsonl(folder / "votes.jsonl", votes)
+    report = run("report", folder, "--limit", "5", f"--judges=[rougeL, 'verdicts:{folder / 'votes.jsonl'}']")
+    (people,) = (j for j in report["judgements"] if j["judge"] != "rougeL")
+    assert people["n"] == 5 and report["judges"][1]["unused"] == 6
+    assert str(folder / "votes.jsonl") in report["provenance"][0]["data"]
+    text = (folder / "out" / "report.md").read_text(encoding="utf-8")
+    assert "win rate by another judge" in text and "All judges together: α" in text
+    page = (folder / "out" / "report.html").read_text(encoding="utf-8")
+    assert 'aria-label="Agreement of judges"' in page
+    page = re.sub("<[^>]+>", "", page)
+    assert "All judges together" in page and "n to tell 60 %" in page
+    assert run("compare", folder, "--limit", "3", "--judges=[rougeL]")["judgements"][0]["n"] == 3
+
+
+def test_samples_that_changed_since_they_were_scored(folder: Path, refused: Callable[..., str]) -> None:
+    run("score", folder)
+    rows = samples()
+    write_jsonl(folder / "s" / "all.jsonl", [rows[0] | {"response": "Another."}, *rows[1:]])
+    error = refused(["compare", "--samples", str(folder / "s"), "--output", str(folder / "out")], main=main)
+    assert "id 'p0', policy 'human': another response than in" in error and "run `python -m eval score` again" in error
+
+
+@pytest.mark.parametrize("kind", ["folder of csv", "json"])
+def test_other_files_of_samples(folder: Path, kind: str) -> None:
+    rows = samples()
+    (folder / "s" / "all.jsonl").unlink()
+    if kind == "json":
+        (folder / "s" / "all.json").write_text(json.dumps(rows), encoding="utf-8")
+    else:
+        with (folder / "s" / "all.csv").open("w", newline="", encoding="utf-8") as handle:
+            writer = csv.DictWriter(handle, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    assert run("report", folder)["n_rows"] == 24
+
+
+def test_names_in_another_script(folder: Path) -> None:
+    names = {"human": "人类", "ppo": "策略", "zero": "政策"}
+    write_jsonl(folder / "s" / "all.jsonl", [r | {"policy": names[r["policy"]]} for r in samples()])
+    assert {p["name"] for p in run("report", folder)["policies"]} == set(names.values())
+
+
+@pytest.mark.parametrize("run_of", [".", "!", "。", "a!", ".\"", "…؟"])
+def test_a_long_run_of_stops_is_one_sentence(run_of: str) -> None:
+    """From each of them the search would go to the run's end: minutes for a collapsed policy's response."""
+    text = (run_of * 200_000)[:200_000]
+    assert len(sentences(text)) <= 1 + text.count("。")

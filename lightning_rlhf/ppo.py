@@ -115,11 +115,10 @@ class Rollout:
         """(B, R) bool: the response's tokens that are learned from; all of them in mode `fixed`."""
         return self.mask[:, -self.logprobs.shape[1] :]
 
-    def rows(self, index: Tensor) -> Rollout:
-        """Some of its episodes, without the columns that are padding in all of them."""
+    def rows(self, index: Tensor, cut: bool = False) -> Rollout:
+        """Some of its episodes; `cut`: without the columns that are padding in all of them."""
         picked: dict[str, Any] = {k: None if v is None else v[index] for k, v in vars(self).items()}
-        left = padded_columns(picked["mask"])
-        whole = ("tokens", "mask", "features")
+        left, whole = padded_columns(picked["mask"]) if cut else 0, ("tokens", "mask", "features")
         picked.update({k: picked[k][:, left:] for k in whole if picked[k] is not None})
         return replace(self, **picked)
 
@@ -222,7 +221,7 @@ class PPOModule(PPOSetup):
         names = ("features", "logprobs", "values", "ref_logprobs", "full_kl", "reference")
         parts: dict[str, list[Tensor]] = {name: [] for name in names}
         for i in index.split(micro):
-            left = padded_columns(mask[i])
+            left = padded_columns(mask[i]) if self.cuts_padding else 0
             part, real_part = tokens[i, left:], mask[i, left:]
             features = self.features(part, real_part, None if drawn.inputs is None else drawn.inputs[i, left:])
             if keep:
@@ -365,6 +364,14 @@ class PPOModule(PPOSetup):
             for i in index.split(self._micro(len(index)))
         ])  # fmt: skip
 
+    @property
+    def cuts_padding(self) -> bool:
+        """Whether a pass leaves out columns that are padding in all of its rows.
+
+        Where the update's passes have the rollout's rows, they round alike; permuted minibatches would not.
+        """
+        return self.num_mini_batches == 1
+
     def _micro(self, rows: int) -> int:
         """Episodes a forward pass."""
         return self.micro_batch_size or rows
@@ -415,7 +422,7 @@ class PPOModule(PPOSetup):
         ratio_error = 0.0
         kept, self.first_pass = self.first_pass, None
         for i in index.split(self._micro(len(index))):
-            part = rollout.rows(i)
+            part = rollout.rows(i, self.cuts_padding)
             outputs = kept or self.policy_outputs(part.tokens, part.mask, part.features, part.reference)
             logprobs, values, entropies, kl, _ = outputs
             pg, pg_stats = policy_loss(logprobs, part.logprobs, advantages[i], part.real, cliprange=self.cliprange)

@@ -98,6 +98,18 @@ def test_micro_batches_hold_prompts_of_like_lengths_without_padding(tmp_path: Pa
     assert widths[:8] == sorted(widths[:8], reverse=True) and len(set(widths)) > 2
 
 
+@pytest.mark.parametrize(("precision", "bound"), [("32-true", 1e-5), ("bf16-mixed", 1e-3)])
+@pytest.mark.parametrize("minibatches", [1, 2])
+def test_the_first_ratio_is_one_in_ragged_micro_batches(tmp_path: Path, precision: str, bound: float, minibatches: int) -> None:
+    module, data = ppo(tmp_path, micro_batch_size=2, num_mini_batches=minibatches, kl_loss=1.0)
+    logged: list[float] = []
+    plain = module.log_dict
+    module.log_dict = lambda found, **more: logged.append(found.get("ppo/ratio_error", 0.0)) or plain(found, **more)  # type: ignore[method-assign]
+    fit(module, data, precision=precision)
+    assert logged and max(logged) < bound
+    assert minibatches > 1 or max(logged) == 0.0
+
+
 def sft(folder: Path, batch_size: int) -> tuple[SFTModule, SFTData]:
     records = [{"prompt": PROMPTS[i % 8], "completion": TEXTS[i * 5 % 4]} for i in range(14)]
     module = SFTModule(STORIES, str(folder / "sft"), FIXED, sgd)

@@ -60,6 +60,17 @@ def _text(choice: Any) -> Any:
     return choice.get("text") if isinstance(choice, dict) else None
 
 
+def _read(reply: Any, until: float) -> bytes:
+    """An answer's bytes. A server that sends some now and then never times out by itself: raises TimeoutError after `until`."""
+    parts, size = [], 0
+    while (part := reply.read1(1 << 16)) and size < LONGEST_ANSWER:
+        parts.append(part)
+        size += len(part)
+        if time.monotonic() > until:
+            raise TimeoutError("the answer did not end in time")
+    return b"".join(parts)
+
+
 class NoAnswer(UsageError):
     """Every try failed, each in a way that may pass."""
 
@@ -95,8 +106,9 @@ def post_json(
     for wait in (*waits, None):
         asked_for = 0.0
         try:
+            began = time.monotonic()
             with urllib.request.urlopen(request, timeout=timeout) as reply:
-                return parse(json.loads(reply.read(LONGEST_ANSWER)))
+                return parse(json.loads(_read(reply, began + timeout)))
         except urllib.error.HTTPError as error:
             problem = f"status {error.code}: {error.read(300).decode(errors='replace').strip() or error.reason}"
             if error.code not in PASSING and error.code < 500:

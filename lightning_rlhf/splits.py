@@ -27,7 +27,8 @@ R = TypeVar("R")
 def normalised(query: Any) -> str:
     """What is equal for near-duplicates: the words of a text (or of messages, with roles), case folded; token ids as they are."""
     if isinstance(query, str):
-        words = re.findall(r"\w+", unicodedata.normalize("NFKC", query).casefold())
+        seen = re.sub("[\u00ad\u200b-\u200f\u2060\ufeff]", "", query)  # without soft hyphens and characters of no width
+        words = re.findall(r"\w+", unicodedata.normalize("NFKC", seen).casefold())
         return " ".join(words) or query.strip()
     if query and isinstance(query[0], dict):
         return "\n".join(f"{message['role']} {normalised(message['content'])}" for message in query)

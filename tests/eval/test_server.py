@@ -29,6 +29,7 @@ class Stub:
         self.asked: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.paths: list[str] = []
+        self.bytes_at_a_time, self.pause = 1 << 20, 0.0
 
 
 def texts(body: dict[str, Any], finish: str = "length") -> Reply:
@@ -57,8 +58,10 @@ def serve(reply: Callable[[dict[str, Any]], Reply]) -> Iterator[Stub]:
             self.send_response(told[0])
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
-            with suppress(BrokenPipeError):  # the client had waited long enough
-                self.wfile.write(data)
+            with suppress(BrokenPipeError, ConnectionResetError):  # the client had waited long enough
+                for at in range(0, len(data), stub.bytes_at_a_time):
+                    self.wfile.write(data[at : at + stub.bytes_at_a_time])
+                    Event().wait(stub.pause)
 
         def log_message(self, *args: Any) -> None: ...
 
@@ -122,6 +125,10 @@ def test_tries_and_waits_are_bounded(waits: list[float]) -> None:
         post_json(stub.url, {})  # it is gone now
     with serve(lambda body: (200, {"late": Event().wait(0.3)})) as stub, pytest.raises(NoAnswer, match="imed ?out"):
         post_json(stub.url, {}, waits=(), timeout=0.05)
+    with serve(lambda body: (200, {"text": "x" * 100})) as stub:
+        stub.bytes_at_a_time, stub.pause = 1, 0.03  # never so long without a byte that a socket times out
+        with pytest.raises(NoAnswer, match="the answer did not end in time"):
+            post_json(stub.url, {}, waits=(), timeout=0.3)
 
 
 def test_the_server_says_how_long_to_wait_but_not_for_ever(waits: list[float], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,6 @@ Each step reads the files of the one before it; `report` runs whatever is missin
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -193,19 +192,21 @@ def evaluate(
         learned = curves(logs)
         info.write(folder)
         own = {k: v for k, v in info.record().items() if k not in ("date", "seconds", "peak_memory_mb")}  # those are in run.json
-        title = f"{task.name}, {lm}: policies on held-out prompts"
+        title, of_task = f"{task.name}, {lm}: policies on held-out prompts", task.name
         if samples is not None and all(p.is_samples for p in chosen.values()):  # of models that the samples do not tell
             title = f"{Path(samples).name}: {len(chosen)} policies on {len(asked.records)} prompts"
+            named = {r.get("task") for r in rows}
+            of_task = str(named.pop()) if len(named) == 1 and None not in named else ""
         order = None
         if baselines:
             others_last = sorted((name for name in chosen if name not in baselines), key=lambda name: name == MAIN)
             order = [*baselines, *others_last]
         report = build_report(
-            rows, title=title, task=task.name, judge=str(judge), baselines=baselines, order=order, curves=learned,
+            rows, title=title, task=of_task, judge=str(judge), baselines=baselines, order=order, curves=learned,
             reward_model=reward_model, calibration=calibration, ensemble=together, compared=compared, guard=guard,
             runs={"ppo": learned["ppo"], **others} if "ppo" in learned else others,
             provenance=[*runs, own], n_samples=n_samples, n_browse=n_browse, seed=seed,
-            command=shlex.join(["python", "-m", "eval", *sys.argv[1:]]),
+            command=own["command"],
         )  # fmt: skip
         paths = write_report(report, folder)
         print("\n".join(f"{kind}: {path}" for kind, path in paths.items()))

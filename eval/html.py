@@ -78,7 +78,7 @@ def render_html(report: Report) -> str:
 
 def _header(report: Report) -> str:
     facts = [
-        f"Task {report['task']}",
+        *([f"Task {report['task']}"] if report["task"] else []),
         count(report["n_prompts"], "prompt"),
         f"{report['n_rows']:,} responses",
     ]

@@ -74,7 +74,7 @@ def build_report(
 
     Args:
         rows: scored samples as in the module's docstring; `(id, policy, index)` is unique.
-        title, task: shown at the top.
+        title, task: shown at the top; no task: an empty text.
         judge: the score or measure by which pairs are won; every row must carry it.
         baselines: policies whose win rates the headline table shows; default: the first policy and `supervised`.
         curves: stage → column → list of [x, y], as `read_curves` returns for one stage.

@@ -43,12 +43,17 @@ def folder(tmp_path: Path, no_models: None) -> Path:
 def test_samples_with_references_alone_are_judged_by_rouge(folder: Path) -> None:
     report = run("report", folder)
     assert report["judge"] == "rougeL"
-    assert report["title"] == "s: 3 policies on 8 prompts"
+    assert (report["title"], report["task"]) == ("s: 3 policies on 8 prompts", "")
     (own,) = report["provenance"]
     assert list(own["data"]) == [str(folder / "s" / "all.jsonl")]
     assert own["config"]["samples"] == str(folder / "s")
     won = {(c["a"], c["b"]): c["rate"] for c in report["comparisons"]}
     assert won["zero", "ppo"] == 0.0 and won["ppo", "human"] == 0.0
+
+
+def test_the_samples_say_their_task(folder: Path) -> None:
+    write_jsonl(folder / "s" / "all.jsonl", samples(task=lambda i, p: "news"))
+    assert run("report", folder)["task"] == "news"
 
 
 def test_the_same_samples_give_the_same_bytes(folder: Path) -> None:

@@ -16,6 +16,7 @@ from lightning_rlhf import prompts
 from lightning_rlhf.cli import main
 from lightning_rlhf.data import PromptData
 from lightning_rlhf.ppo import PPOModule
+from lightning_rlhf.runinfo import RunInfo
 from lightning_rlhf.tasks import Task
 
 Refused = Callable[..., str]
@@ -275,3 +276,16 @@ def test_interrupt_leaves_no_traceback(
         main(["prompts"])
     assert stopped.value.code == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["/x/eval/__main__.py", "report", "--output", "a b"], "python -m eval report --output 'a b'"),
+        (["/x/lightning_rlhf/__main__.py", "fit"], "python -m lightning_rlhf fit"),
+        (["/x/bin/lightning-rlhf", "fit", "-c", "a.yaml"], "lightning-rlhf fit -c a.yaml"),
+    ],
+)
+def test_a_runs_command_can_be_typed_again(monkeypatch: pytest.MonkeyPatch, argv: list[str], expected: str) -> None:
+    monkeypatch.setattr("sys.argv", argv)
+    assert RunInfo("fit", 1).record()["command"] == expected

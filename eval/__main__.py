@@ -23,6 +23,7 @@ from eval.calibration import ensemble as ensembled
 from eval.compare import compare, policy_pairs
 from eval.copying import words
 from eval.judges import FileJudge, find_judge, load_judge
+from eval.measures import measure_names
 from eval.report import build_report, read_curves, write_report
 from eval.sample import HeldOut, by_policy, held_out, sample_policies
 from eval.score import score_samples
@@ -126,8 +127,13 @@ def evaluate(
         else:
             chosen[f"{second_draw} (second draw)"] = chosen[second_draw]
     rewards = {"known": known_reward, "learned": learned_reward}
-    if judge in rewards and rewards[judge] is None:
-        problems.append(f"judge: found {judge!r}, expected its reward to be given")
+    own = own_scores(chosen) if judge is not None else set()
+    given = {kind for kind, reward in rewards.items() if reward is not None} | ({"kl", "ref_nll"} if reference else set())
+    if judge is not None and judge not in given | own | measure_names():
+        problems.append(
+            f"judge: found {judge!r}, expected known or learned with its reward given, a measure such as rougeL, or a score that "
+            "all samples have"
+        )
     for asked_judge in judges or []:
         problems += told(find_judge, asked_judge)
         if asked_judge in rewards and rewards[asked_judge] is None:
@@ -175,9 +181,9 @@ def evaluate(
         file = folder / "scores.jsonl"
         if not file.is_file():
             raise UsageError(f"{file}: not there; run `python -m eval score` first")
-        rows = [r for _, _, r in read_jsonl(file) if r["id"] in asked.records]
+        rows = [r for _, _, r in read_jsonl(file) if r["id"] in asked.records and r["policy"] in chosen]
         if samples is not None:
-            check_fresh(rows, samples, file)
+            check_fresh([r for r in rows if chosen[r["policy"]].model == samples], samples, file)
         loaded = {name: load_judge(name, folder / "verdicts", batch_size, precision) for name in judges or [str(judge)]}
         for of_people in loaded.values():
             if limit is not None and isinstance(of_people, FileJudge):
@@ -191,7 +197,7 @@ def evaluate(
         guard = next((r["figures"].get("guard") for r in runs if r["stage"] == "ppo"), None)
         learned = curves(logs)
         info.write(folder)
-        own = {k: v for k, v in info.record().items() if k not in ("date", "seconds", "peak_memory_mb")}  # those are in run.json
+        made = {k: v for k, v in info.record().items() if k not in ("date", "seconds", "peak_memory_mb")}  # those are in run.json
         title, of_task = f"{task.name}, {lm}: policies on held-out prompts", task.name
         if samples is not None and all(p.is_samples for p in chosen.values()):  # of models that the samples do not tell
             title = f"{Path(samples).name}: {len(chosen)} policies on {len(asked.records)} prompts"
@@ -199,14 +205,14 @@ def evaluate(
             of_task = str(named.pop()) if len(named) == 1 and None not in named else ""
         order = None
         if baselines:
-            others_last = sorted((name for name in chosen if name not in baselines), key=lambda name: name == MAIN)
-            order = [*baselines, *others_last]
+            rank = {f"{second_draw} (second draw)": 0, MAIN: 2}
+            order = [*baselines, *sorted((name for name in chosen if name not in baselines), key=lambda name: rank.get(name, 1))]
         report = build_report(
             rows, title=title, task=of_task, judge=str(judge), baselines=baselines, order=order, curves=learned,
             reward_model=reward_model, calibration=calibration, ensemble=together, compared=compared, guard=guard,
             runs={"ppo": learned["ppo"], **others} if "ppo" in learned else others,
-            provenance=[*runs, own], n_samples=n_samples, n_browse=n_browse, seed=seed,
-            command=own["command"],
+            provenance=[*runs, made], n_samples=n_samples, n_browse=n_browse, seed=seed,
+            command=made["command"],
         )  # fmt: skip
         paths = write_report(report, folder)
         print("\n".join(f"{kind}: {path}" for kind, path in paths.items()))
@@ -217,16 +223,29 @@ def default_judge(rewards: dict[str, str | None], policies: dict[str, Policy], p
     for kind, reward in rewards.items():
         if reward is not None:
             return kind
-    if all(p.is_samples for p in policies.values()):
-        every = [set(s.scores or {}) for p in {p.model for p in policies.values()} for s in read_samples(p)]
-        if own := sorted(set.intersection(*every)):
-            return own[0]
-    if all(r.reference for r in prompts.records.values()):
+    own = own_scores(policies) - {"kl", "ref_nll"}
+    for kind in rewards:
+        if kind in own:
+            return kind
+    if len(own) > 1:
+        raise UsageError(f"judge: found the scores {', '.join(sorted(own))} in all samples, expected one of them to be named")
+    if own:
+        return own.pop()
+    against_itself = any(p.model in ("reference", "column:reference") for p in policies.values())  # ROUGE would say nothing of it
+    if all(r.reference for r in prompts.records.values()) and not against_itself:
         return "rougeL"
     raise UsageError(
         "judge: found nothing to judge by, expected known_reward, learned_reward, a score that all samples have, or a reference "
-        "of each prompt (for rougeL)"
+        "of each prompt (for rougeL; none of the policies may be that reference)"
     )
+
+
+def own_scores(policies: dict[str, Policy]) -> set[str]:
+    """The scores that all samples come with; none where a policy is no file of samples."""
+    if not all(p.is_samples for p in policies.values()):
+        return set()
+    every = [set(s.scores or {}) for p in {p.model for p in policies.values()} for s in read_samples(p)]
+    return set.intersection(*every) if every else set()
 
 
 def check_fresh(rows: list[dict[str, Any]], samples: str, scored: Path) -> None:

@@ -33,7 +33,7 @@ METHODS = {
     "No stop": (
         "Share of responses without the truncation token, which the task penalises (Ziegler et al. 2019)."
     ),
-    "Length": ("Mean sampled tokens, and mean words (maximal runs of a–z and 0–9), per response."),
+    "Length": ("Mean sampled tokens, and mean words (of any script), per response."),
     "Distinct-2 within": (
         "Mean over responses of different bigrams over all bigrams of that response: low where a "
         "response repeats itself."

@@ -70,7 +70,7 @@ class Policy:
     def is_samples(self) -> bool:
         """Whether its texts are on disk: a file of records, or a folder of them that is no model's."""
         path = Path(self.model)
-        no_model = path.is_dir() and not (path / "config.json").is_file()
+        no_model = path.is_dir() and not any((path / f).is_file() for f in ("config.json", "adapter_config.json"))
         folder = no_model and any(kind_of(f.name) in RECORDS for f in path.iterdir())
         return self.server is None and not self.is_text and (kind_of(self.model) in RECORDS or folder)
 

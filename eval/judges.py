@@ -361,23 +361,32 @@ class Server:
         self.attempts, self.timeout, self.pause, self.patience, self.workers = attempts, timeout, pause, patience, workers
         self.trouble = ""  # what went wrong last
         self.seconds: dict[str, float] = {}
+        self.answered = 0  # questions so far
 
     def __call__(self, questions: Sequence[str]) -> Iterator[str | None]:
         """As `Answers`, `workers` questions at a time."""
-        missed = 0
+        missed = refused = answered = 0
         with ThreadPoolExecutor(self.workers) as pool:
             for first in range(0, len(questions), self.workers):
                 stopped: BaseException | None = None  # raised when the others' answers are kept
                 for asked in [pool.submit(self.ask, question) for question in questions[first : first + self.workers]]:
-                    stopped = stopped or asked.exception()
-                    text = None if asked.exception() else asked.result()
-                    missed = missed + 1 if text is None else 0
+                    error = asked.exception()
+                    if isinstance(error, Refused):  # of this question alone; of all, where it has not answered any
+                        refused, self.trouble = refused + 1, str(error)
+                    else:
+                        stopped = stopped or error
+                    text = None if error is not None else asked.result()
+                    if error is None:
+                        missed, answered = (missed + 1, answered) if text is None else (0, answered + 1)
                     yield text
-                    if missed >= self.patience and stopped is None:
+                    wrong = missed >= self.patience or (not answered and not self.answered and refused >= self.patience)
+                    if wrong and stopped is None:
                         raise UsageError(
-                            f"judge server {self.url}: {missed} questions in a row got no answer ({self.trouble}); what was "
-                            "answered is kept, and the same command goes on from there"
+                            f"judge server {self.url}: {max(missed, refused)} questions in a row got no answer ({self.trouble}); "
+                            "what was answered is kept, and the same command goes on from there"
                         )
+                self.answered += answered
+                answered = 0
                 if stopped is not None:
                     raise stopped
 
@@ -385,7 +394,7 @@ class Server:
         """The answer to one question, or None.
 
         Raises:
-            UsageError: The server refuses (401, 404, …): asking again would not help.
+            UsageError: The server refuses (401, 404, …): asking again would not help. `Refused`: it refuses this question.
         """
         body = {"model": self.model, "temperature": 0, "max_tokens": 16, "messages": [{"role": "user", "content": question}]}
         waits = [self.pause * 2**n for n in range(self.attempts - 1)]
@@ -393,7 +402,7 @@ class Server:
         began = time.perf_counter()
         try:
             return post_json(url, body, key, waits=waits, timeout=self.timeout, parse=_content)
-        except (NoAnswer, Refused) as trouble:
+        except NoAnswer as trouble:
             self.trouble = str(trouble)
             return None
         finally:

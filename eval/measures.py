@@ -89,6 +89,11 @@ def _rouge(rows: Sequence[Mapping[str, Any]], use_stemmer: bool) -> list[Measure
     return out
 
 
+def measure_names() -> set[str]:
+    """What `measure` gives of a row."""
+    return {*ROUGE_TYPES, *_of_text({"response": ""}, "")}
+
+
 def _of_text(row: Mapping[str, Any], source: str) -> Measures:
     """What needs no reference."""
     text = row["response"]

@@ -12,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
@@ -110,7 +111,10 @@ def post_json(
             with urllib.request.urlopen(request, timeout=timeout) as reply:
                 return parse(json.loads(_read(reply, began + timeout)))
         except urllib.error.HTTPError as error:
-            problem = f"status {error.code}: {error.read(300).decode(errors='replace').strip() or error.reason}"
+            said = b""
+            with suppress(OSError, http.client.HTTPException):  # its body may never come
+                said = error.read(300)
+            problem = f"status {error.code}: {said.decode(errors='replace').strip() or error.reason}"
             if error.code not in PASSING and error.code < 500:
                 raise (Refused if error.code in REFUSED else UsageError)(f"{url}: {problem}") from None
             after = error.headers.get("Retry-After") or ""

@@ -123,6 +123,12 @@ def _json_lines(file: str) -> Iterator[tuple[int, Any]]:
             yield number, _encodable(_JSON.decode(text), text) if text.strip() else _BLANK
 
 
+def _utf8(text: str) -> None:
+    """Raise UnicodeDecodeError for a byte that was not UTF-8; a reader of chunks lets it through, so that its place is told."""
+    if not text.isascii():
+        text.encode(errors="surrogateescape").decode("utf-8")
+
+
 def _json_array(file: str, chunk: int = 1 << 16) -> Iterator[tuple[int, Any]]:
     """The items of one array, counted from 1; holds a chunk and an item at a time."""
     number, buffer, ended = 1, "", False
@@ -149,8 +155,7 @@ def _json_array(file: str, chunk: int = 1 << 16) -> Iterator[tuple[int, Any]]:
                 buffer, ended = buffer + more, not more
                 continue
             source = body[:end]
-            if not source.isascii():
-                source.encode(errors="surrogateescape").decode("utf-8")  # a byte that is not UTF-8 raises at its item
+            _utf8(source)
             yield number, _encodable(value, source)
             buffer, number = body[end:], number + 1
 
@@ -158,21 +163,38 @@ def _json_array(file: str, chunk: int = 1 << 16) -> Iterator[tuple[int, Any]]:
 # A CSV cell is text. These columns hold JSON (a number, a list, an object); empty cells there mean no value.
 _CSV_JSON = {"best", "ranks", "ratings", "rating", "margin", "responses", "score", "difference", "choice", "votes"}
 _CSV_JSON |= {"index", "seed", "scores"}
-# These may: an object or a list of objects, or of a text, token ids or messages.
-_CSV_OBJECTS = re.compile(
-    "info|summaries|summary|systems|meta|messages|prompt|query|sample[0-9]*|chosen|rejected|response|completion"
-)
+_CSV_OBJECTS = {"info", "summaries", "summary", "systems", "meta"}  # these may: an object, or a list of them
+_CSV_TEXTS = re.compile("messages|prompt|query|sample[0-9]*|chosen|rejected|response|completion")  # these may be ids or messages
 
 
-def _cell(name: str, text: str) -> Any:
-    """A CSV cell as the value that it holds; what is not JSON stays text, which the check of that field reports."""
-    if name in _CSV_JSON:
-        with suppress(ValueError):
-            return _JSON.decode(text) if text.strip() else None
-    elif text[:1] in ("[", "{") and _CSV_OBJECTS.fullmatch(name):
+def _cells(row: dict[str, str]) -> dict[str, Any]:
+    """A CSV row as the values that it holds; what is not JSON stays text, which the check of that field reports.
+
+    A text that reads as a list of numbers is one, unless the prompt is token ids too.
+    """
+    asked = _ids_or_messages(row.get("prompt", row.get("query", "")))
+    in_ids = isinstance(asked, list) and type(asked[0]) is int
+    found: dict[str, Any] = dict(row)
+    for name, text in row.items():
+        if name in _CSV_JSON:
+            with suppress(ValueError):
+                found[name] = _JSON.decode(text) if text.strip() else None
+        elif name in _CSV_OBJECTS and text[:1] in ("[", "{"):
+            with suppress(ValueError):
+                found[name] = _JSON.decode(text)
+        elif _CSV_TEXTS.fullmatch(name):
+            value = _ids_or_messages(text)
+            found[name] = value if isinstance(value, list) and (in_ids or isinstance(value[0], dict)) else text
+    return found
+
+
+def _ids_or_messages(text: str) -> Any:
+    """The token ids or messages that a text holds as JSON; the text itself where it holds neither."""
+    if text[:1] == "[":
         with suppress(ValueError):
             value = _JSON.decode(text)
-            if isinstance(value, dict) or {type(x) for x in value} in ({int}, {dict}):
+            messages = all(isinstance(x, dict) and {"role", "content"} <= set(x) for x in value)
+            if value and (messages or all(type(x) is int for x in value)):
                 return value
     return text
 
@@ -180,13 +202,13 @@ def _cell(name: str, text: str) -> Any:
 def _csv_rows(file: str) -> Iterator[tuple[int, Any]]:
     """By the csv module: pandas would turn the answers "None" and "NA" into nulls, and "42" into a number."""
     csv.field_size_limit(1 << 30)  # its own limit, 128 KB, is shorter than some articles
-    with open_bytes(file) as raw:
-        lines = (line.decode("utf-8-sig" if i == 0 else "utf-8") for i, line in enumerate(raw))
-        for number, row in enumerate(csv.DictReader(lines, strict=True), 1):
+    with open_bytes(file) as raw, io.TextIOWrapper(raw, "utf-8-sig", errors="surrogateescape", newline="") as handle:
+        for number, row in enumerate(csv.DictReader(handle, strict=True), 1):
             if None in row or None in row.values():
                 raise csv.Error("more or fewer cells than the header has")
-            cells = {key: _cell(key, text) for key, text in row.items()}
-            yield number, {key: value for key, value in cells.items() if value is not None}
+            for text in row.values():
+                _utf8(text)
+            yield number, {key: value for key, value in _cells(row).items() if value is not None}
 
 
 def _parquet_rows(file: str) -> Iterator[tuple[int, Any]]:

@@ -58,7 +58,7 @@ class _HeadLogprobs(torch.autograd.Function):
             part = slice(i, i + rows)
             scaled, p, log_total = _softmax_parts(_scaled_logits(hidden[part], weight, bias, temperature))
             logprobs[part] = scaled.gather(1, labels[part].unsqueeze(1)).squeeze(1) - log_total
-            entropy[part] = log_total - torch.linalg.vecdot(p, scaled)
+            entropy[part] = log_total - _dot(p, scaled)
             if slope is not None:  # d log p(label) / d hidden = (w_label - p W) / temperature
                 slope[part] = (weight[labels[part]] - p.to(weight.dtype) @ weight) / temperature
         ctx.frozen = frozen
@@ -111,10 +111,10 @@ class _HeadKL(torch.autograd.Function):
             ref_logprobs[part] = reference.gather(1, label).squeeze(1) - log_total
             log_ratio, p, own_total = _softmax_parts(_scaled_logits(hidden[part], weight, head.bias, temperature))
             logprobs[part] = log_ratio.gather(1, label).squeeze(1) - own_total
-            entropy[part] = own_total - torch.linalg.vecdot(p, log_ratio)
+            entropy[part] = own_total - _dot(p, log_ratio)
             log_ratio -= reference
             log_ratio += (log_total - own_total).unsqueeze(1)  # log π_v / ρ_v
-            kl[part] = torch.linalg.vecdot(p, log_ratio)
+            kl[part] = _dot(p, log_ratio)
             if slopes:  # the first as in `_HeadLogprobs`; d KL / d logit_v = p_v (log π_v / ρ_v - KL) / temperature
                 slopes[0][part] = (weight[labels[part]] - p.to(weight.dtype) @ weight) / temperature
                 log_ratio -= kl[part].unsqueeze(1)
@@ -137,6 +137,12 @@ def _scaled_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperat
     """(N, D), (V, D), (V) → (N, V) float32, divided by the temperature."""
     with torch.autocast(hidden.device.type, enabled=False):
         return F.linear(hidden, weight, None if bias is None else bias.to(weight.dtype)).float().div_(temperature)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """(N, V), (N, V) → (N,), in float32: autocast would have it in half precision."""
+    with torch.autocast(a.device.type, enabled=False):
+        return torch.linalg.vecdot(a, b)
 
 
 def _softmax_parts(scaled: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -289,13 +289,15 @@ class PPOModule(PPOSetup):
         return whole[:, -self.task.response_length :]
 
     def real_of(self, values: Tensor, mask: Tensor) -> Tensor:
-        """(B, R, …), (B, P + R) → (n, …): of the real response places alone; as it is in mode `fixed`, where all are."""
-        return values if self.mode == "fixed" else values[self.response(mask)]
+        """(B, R, …), (B, P + R) → (n, …): of the real response places alone; as it is where all are, or where nothing is cut."""
+        return values[self.response(mask)] if self.cuts_padding and self.mode != "fixed" else values
 
     def spread(self, values: Tensor, mask: Tensor) -> Tensor:
-        """What `real_of` gives, (n,) → (B, R): 0 on the other places."""
+        """What `real_of` gives, (n,) or (B, R) → (B, R): 0 on the places that are not real."""
         real = self.response(mask)
-        return values if self.mode == "fixed" else values.new_zeros(real.shape).masked_scatter(real, values)
+        if values.shape == real.shape:
+            return torch.where(real, values, 0.0)
+        return values.new_zeros(real.shape).masked_scatter(real, values)
 
     def values_of(self, hidden: Tensor, tokens: Tensor, mask: Tensor, features: Tensor | None) -> Tensor:
         """The policy's (B, R, D) → (B, R), or the separate value network's own values."""
@@ -366,7 +368,7 @@ class PPOModule(PPOSetup):
 
     @property
     def cuts_padding(self) -> bool:
-        """Whether a pass leaves out columns that are padding in all of its rows.
+        """Whether a pass leaves out columns that are padding in all of its rows, and logits of places that are not real.
 
         Where the update's passes have the rollout's rows, they round alike; permuted minibatches would not.
         """

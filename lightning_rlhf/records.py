@@ -277,8 +277,9 @@ def _responses(record: dict, at: str) -> Comparison:
     _check_texts(prompt, responses, at, "responses")
     if judged["best"] is None and judged["ranks"] and set(judged["ranks"]) == {1}:
         raise _Unusable("all ranks tied")
-    meta = _optional(record, at, "meta", _dict) or {}  # as `dataclasses.asdict` writes it
-    meta |= _rest(record, "prompt", "responses", "meta", *judged)
+    meta = _rest(record, "prompt", "responses", *judged)
+    if isinstance(inner := meta.get("meta"), dict):  # as `dataclasses.asdict` writes it
+        meta = {**inner, **_rest(meta, "meta")}
     return _usable(Comparison(prompt, responses, **judged, meta=meta), at)
 
 

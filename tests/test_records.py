@@ -112,6 +112,10 @@ FORMAT_CASES = {
         {"prompt": [USER], "chosen": [USER, GOOD], "rejected": [USER, BAD]},
         Comparison([USER], [[GOOD], [BAD]], best=0),
     ),
+    "best_of_n with a meta of its own": (
+        BEST | {"meta": "batch 3"},
+        Comparison("p", ["a", "b", "c", "d"], best=2, meta={"meta": "batch 3"}),
+    ),
     # as `dataclasses.asdict` of a Comparison writes it
     "ranked with nulls": (
         {"best": None, "ratings": None, "margin": None, "meta": {"id": 7}} | RANKED,
@@ -223,10 +227,12 @@ def test_each_format_in_csv(tmp_path, name):
 
 
 def test_texts_in_csv_that_look_like_json_stay_texts(tmp_path):
-    (tmp_path / "a.csv").write_text('prompt,chosen,rejected\n[note],"[1, ""b""]",{x}\n[],"[true]","[""a""]"\n', encoding="utf-8")
-    assert [(c.prompt, c.responses) for c in read_comparisons(tmp_path / "a.csv")] == [
-        ("[note]", ['[1, "b"]', "{x}"]), ("[]", ["[true]", '["a"]']),
-    ]  # fmt: skip
+    rows = [("[note]", '[1, "b"]', "{x}"), ("[]", "[true]", '["a"]'), ("As JSON?", '{"name": "x"}', "[1, 2, 3]")]
+    with (tmp_path / "a.csv").open("w", newline="", encoding="utf-8") as handle:
+        csv.writer(handle).writerows([("prompt", "chosen", "rejected"), *rows])
+    assert [(c.prompt, *c.responses) for c in read_comparisons(tmp_path / "a.csv")] == rows
+    (tmp_path / "mac.csv").write_bytes((tmp_path / "a.csv").read_bytes().replace(b"\r\n", b"\r"))
+    assert [(c.prompt, *c.responses) for c in read_comparisons(tmp_path / "mac.csv")] == rows
 
 
 @pytest.mark.parametrize(

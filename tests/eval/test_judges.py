@@ -283,6 +283,18 @@ def test_a_question_that_is_refused_for_itself_is_counted(double: Double, tmp_pa
     assert len((tmp_path / "v.jsonl").read_text().splitlines()) == 10
 
 
+def test_many_refused_questions_stop_nothing_but_a_server_that_refuses_all(double: Double, tmp_path: Path) -> None:
+    double.reply = lambda question, n: (400, "too long") if "long" in question else (200, "A")
+    a, b = rows("x", 6), rows("y", 6)
+    for i in range(2, 6):
+        a[i]["response"] = f"long {i}"
+    judge = AskedJudge("s", server(double, patience=3), tmp_path / "v.jsonl")
+    assert [v.winner for v in judge(a, b)] == ["a"] * 4 + ["failed"] * 8
+    assert [v.winner for v in judge(a, b)] == ["a"] * 4 + ["failed"] * 8  # asked again, and again refused
+    with pytest.raises(UsageError, match="3 questions in a row got no answer .*too long"):
+        AskedJudge("s", server(double, patience=3), tmp_path / "none.jsonl")(a[2:], b[2:])
+
+
 def test_answers_beside_a_refusal_are_kept(double: Double, tmp_path: Path) -> None:
     double.reply = lambda question, n: (401, "no such key") if "stop" in question else (200, "B")
     a, b = rows("x", 2), rows("y", 2)

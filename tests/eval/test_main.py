@@ -74,6 +74,34 @@ def test_the_samples_own_score_judges(folder: Path) -> None:
     assert run("compare", folder, "--judges=[rouge1]")["judgements"][0]["judge"] == "rouge1"
 
 
+def test_of_several_scores_one_must_be_named(folder: Path, refused: Callable[..., str]) -> None:
+    write_jsonl(folder / "s" / "all.jsonl", samples(scores=lambda i, p: {"a": i, "b": 1.0, "kl": 9.0 if p == "zero" else 0.0}))
+    asked = ["report", "--samples", str(folder / "s"), "--output", str(folder / "out")]
+    assert "judge: found the scores a, b in all samples, expected one of them to be named" in refused(asked, main=main)
+    assert "judge: found 'c', expected known or learned with its reward given" in refused([*asked, "--judge", "c"], main=main)
+    assert not (folder / "out").exists()
+    assert run("report", folder, "--judge", "a")["judge"] == "a"
+    write_jsonl(folder / "s" / "all.jsonl", samples(scores=lambda i, p: {"known": i, "b": 1.0, "kl": 9.0}))
+    assert run("report", folder)["judge"] == "known"
+
+
+def test_a_policy_beside_samples_of_the_same_name(folder: Path) -> None:
+    """Its own texts are judged, whatever the folder has under that name."""
+    given = ["--prompts", str(folder / "prompts.jsonl"), "--policies={zero: lead-1}", "--known_reward", "known:sentiment"]
+    write_jsonl(folder / "prompts.jsonl", [{k: r[k] for k in ("id", "prompt", "reference")} for r in samples()[::3]])
+    report = run("report", folder, *given)
+    assert report["n_rows"] == 24 and report["judge"] == "known"
+
+
+def test_the_second_draw_is_never_the_main_policy(folder: Path) -> None:
+    write_jsonl(folder / "prompts.jsonl", [{k: r[k] for k in ("id", "prompt", "reference")} for r in samples()[::3]])
+    given = ["--prompts", str(folder / "prompts.jsonl"), "--output", str(folder / "out")]
+    main(["report", *given, "--policies={zero: lead-1, ppo: lead-2}", "--second_draw", "zero", "--baselines=[zero]"])
+    report = json.loads((folder / "out" / "report.json").read_text(encoding="utf-8"))
+    assert [p["name"] for p in report["policies"]] == ["zero", "zero (second draw)", "ppo"]
+    assert report["main"] == "ppo"
+
+
 def test_a_score_of_some_samples_is_left_out(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = samples()
     write_jsonl(folder / "s" / "all.jsonl", [r | ({"scores": {"mine": 1.0}} if r["id"] == "p1" else {}) for r in rows])

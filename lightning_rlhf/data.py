@@ -515,6 +515,5 @@ class PromptData(StageData):
         return PromptBatch(tokens, mask, [bos + q for _, q in rows], texts, columns)
 
     def train_dataloader(self) -> BatchLoader:
-        """Shuffled, ⌈total_episodes / batch_size⌉ batches, in each the longest prompts first: micro-batches need less padding."""
-        by_length = lambda rows: self.collate(sorted(rows, key=lambda row: -len(row[1])))  # noqa: E731
-        return self.training_loader(self.items["train"], by_length, self.iterations)
+        """Shuffled, ⌈total_episodes / batch_size⌉ batches."""
+        return self.training_loader(self.items["train"], self.collate, self.iterations)

@@ -220,7 +220,8 @@ class PPOModule(PPOSetup):
         # 2. log-probs of policy and reference, values, frozen features
         names = ("features", "logprobs", "values", "ref_logprobs", "full_kl", "reference")
         parts: dict[str, list[Tensor]] = {name: [] for name in names}
-        for i in index.split(micro):
+        passes = self.passes(index, mask, micro)
+        for i in passes:
             left = padded_columns(mask[i]) if self.cuts_padding else 0
             part, real_part = tokens[i, left:], mask[i, left:]
             features = self.features(part, real_part, None if drawn.inputs is None else drawn.inputs[i, left:])
@@ -240,7 +241,8 @@ class PPOModule(PPOSetup):
                 parts["full_kl"].append(outputs.kl.detach())  # type: ignore[union-attr]
             if features is not None:
                 parts["features"].append(F.pad(features, (0, 0, left, 0)))
-        whole = {k: torch.cat(v) if v else None for k, v in parts.items()}
+        order = torch.cat(passes).argsort()
+        whole = {k: torch.cat(v)[order] if v else None for k, v in parts.items()}
         # 3. the truncated response is what is scored; one that did not end as it should gets the penalty
         _, kept, _ = self.ended(responses, real)
         scores, found = self.score(batch, responses, mask, whole["features"])
@@ -374,6 +376,13 @@ class PPOModule(PPOSetup):
         """
         return self.num_mini_batches == 1
 
+    def passes(self, index: Tensor, mask: Tensor, micro: int) -> tuple[Tensor, ...]:
+        """Rows of (B, P + R) in passes of so many; where padding is cut, those with the longest prompts first."""
+        if self.cuts_padding and micro < len(index):
+            prompts = mask[index, : -self.task.response_length].sum(1)
+            index = index[prompts.argsort(descending=True, stable=True)]
+        return index.split(micro)
+
     def _micro(self, rows: int) -> int:
         """Episodes a forward pass."""
         return self.micro_batch_size or rows
@@ -423,7 +432,7 @@ class PPOModule(PPOSetup):
         sums = dict.fromkeys(STATISTICS, 0.0)
         ratio_error = 0.0
         kept, self.first_pass = self.first_pass, None
-        for i in index.split(self._micro(len(index))):
+        for i in self.passes(index, rollout.mask, self._micro(len(index))):
             part = rollout.rows(i, self.cuts_padding)
             outputs = kept or self.policy_outputs(part.tokens, part.mask, part.features, part.reference)
             logprobs, values, entropies, kl, _ = outputs

@@ -12,7 +12,7 @@ import yaml
 from jsonargparse import set_parsing_settings
 
 import eval.__main__ as evaluation
-from lightning_rlhf import cli, fit
+from lightning_rlhf import cli, fit, labelers, online, prompts
 from lightning_rlhf.tasks import TASKS, Task
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -100,7 +100,8 @@ def nothing_is_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
     import lightning_rlhf.reward
     import lightning_rlhf.sft
 
-    for module in (lightning_rlhf.models, lightning_rlhf.ppo_setup, lightning_rlhf.reward, lightning_rlhf.sft, evaluation):
+    looking = (lightning_rlhf.models, lightning_rlhf.ppo_setup, lightning_rlhf.reward, lightning_rlhf.sft, evaluation)
+    for module in (*looking, labelers, online, prompts):
         monkeypatch.setattr(module, "find_lm", refuse)
 
 

@@ -20,18 +20,26 @@ import torch
 from lightning_rlhf.models import ScalarModel, find_lm, load_lm, load_tokenizer, save_reward
 from lightning_rlhf.runinfo import commit
 
-SHAPES = ("tiny", "stories260k", "gpt2", "smollm2")
+SHAPES = ("tiny", "stories260k", "gpt2", "smollm2", "llama1b")
+LLAMA_1B: dict[str, Any] = dict(  # the shape of Llama 3.2 1B: 1.24 billion parameters
+    vocab_size=128_256, hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32,
+    num_key_value_heads=8, head_dim=64, tie_word_embeddings=True, max_position_embeddings=4096, bos_token_id=1, eos_token_id=2,
+)  # fmt: skip
 
 
 def make_lm(shape: str, folder: Path) -> str:
-    """A model's name or directory: `gpt2` is GPT-2's shape (124M) and `tiny` two blocks of width 64, with random weights."""
+    """A model's name or directory. With random weights: `gpt2` is GPT-2's shape (124M), `tiny` has two blocks of width 64."""
     if shape in ("stories260k", "smollm2"):
         return find_lm(shape)
-    from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
     size: dict[str, Any] = {} if shape == "gpt2" else {"n_layer": 2, "n_embd": 64, "n_head": 4, "vocab_size": 1000}
-    model = GPT2LMHeadModel(GPT2Config(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, **size))
+    with torch.device(here()):
+        if shape == "llama1b":
+            model: Any = LlamaForCausalLM(LlamaConfig(**LLAMA_1B)).bfloat16()
+        else:
+            model = GPT2LMHeadModel(GPT2Config(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, **size))
     model.save_pretrained(folder)
     load_tokenizer("stories260k").save_pretrained(folder)
     return str(folder)
@@ -40,11 +48,24 @@ def make_lm(shape: str, folder: Path) -> str:
 def make_reward(lm: str, folder: Path) -> str:
     """A reward directory of the model's shape, with a random head."""
     torch.manual_seed(0)
-    policy = load_lm(lm)
-    width = policy.model.get_input_embeddings().weight.shape[1]
-    scalar = ScalarModel(policy.model.base_model, width, std=1.0)
-    save_reward(folder, scalar, policy.tokenizer, {"task": "sentiment"})
+    with torch.device(here()):
+        policy = load_lm(lm)
+        width = policy.model.get_input_embeddings().weight.shape[1]
+        scalar = ScalarModel(policy.model.base_model.to(here()), width, std=1.0)
+        save_reward(folder, scalar, policy.tokenizer, {"task": "sentiment"})
     return str(folder)
+
+
+def here() -> str:
+    """Where to make models: on the GPU where there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def now(device: str) -> float:
+    """Seconds on a clock, what was asked of the device done."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def random_ids(rows: int, length: int, seed: int = 0) -> list[list[int]]:
@@ -59,15 +80,27 @@ def write_prompts(file: Path, rows: int, length: int) -> str:
     return str(file)
 
 
-def matmul_rate(dtype: torch.dtype = torch.float32, size: int = 1536, seconds: float = 1.5) -> float:
+def matmul_rate(dtype: torch.dtype = torch.float32, device: str = "cpu", seconds: float = 1.5) -> float:
     """The best GFLOP/s of a square matrix product on this machine, with the threads that are set."""
-    a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
-    best, end = float("inf"), time.perf_counter() + seconds
-    while time.perf_counter() < end or best == float("inf"):
-        began = time.perf_counter()
+    size = 8192 if device == "cuda" else 1536
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    best, end = float("inf"), now(device) + seconds
+    while now(device) < end or best == float("inf"):
+        began = now(device)
         torch.mm(a, b)
-        best = min(best, time.perf_counter() - began)
+        best = min(best, now(device) - began)
     return 2 * size**3 / best / 1e9
+
+
+def bandwidth(device: str, size: int = 2**32) -> float:
+    """The best bytes a second of a copy within the device's memory, read and written."""
+    a = torch.randint(255, (size,), dtype=torch.uint8, device=device)
+    b, best = torch.empty_like(a), float("inf")
+    for _ in range(10):
+        began = now(device)
+        b.copy_(a)
+        best = min(best, now(device) - began)
+    return 2 * size / best
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
@@ -95,7 +128,8 @@ def head(title: str, threads: int, packages: Sequence[str] = ("torch", "transfor
             versions.append(f"{package} not installed")
     command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
     date = datetime.now(UTC).strftime("%Y-%m-%d %H:%M")
-    return f"{title}\n\n{date} UTC, commit {commit()}, {cpu_name()}, {threads} thread(s), {', '.join(versions)}; `{command}`\n"
+    machine = torch.cuda.get_device_name() if "cuda" in sys.argv else f"{cpu_name()}, {threads} thread(s)"
+    return f"{title}\n\n{date} UTC, commit {commit()}, {machine}, {', '.join(versions)}; `{command}`\n"
 
 
 def save(text: str, output: str | None) -> None:

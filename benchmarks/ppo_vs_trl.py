@@ -1,13 +1,15 @@
-"""One PPO iteration here and in TRL 1.12 (`trl.experimental.ppo`), side by side on a CPU: seconds, memory, operations.
+"""One PPO iteration here and in TRL 1.12 (`trl.experimental.ppo`), side by side: seconds, memory, operations.
 
     pip install -e '.[bench]'
     python benchmarks/ppo_vs_trl.py --shape gpt2 --threads 2 --rounds 3 --output FILE.md
+    python benchmarks/ppo_vs_trl.py --device cuda --precision bf16 --shape gpt2 --batch 512 --trl-micro 128 --iterations 4
 
 The same weights, prompts, reward model, precision, threads and numbers of epochs; TRL with `gc.collect` switched off, so that
 it is compared at its best. Rows: `shared` (value head on the policy's trunk, the default here), `separate` (a value network of
 its own: TRL's work) and `trl`. The sides take turns, each in a process of its own, so that the peak memory is its own; the first
 iteration of a process counts the operations (of matrix products) and is not timed, the others are. The rate of a plain
-matrix product is measured in every round.
+matrix product is measured in every round. On a GPU the memory is the most that was allocated, and the operations of a replayed
+graph (all but two steps of the sampler) are not counted.
 """
 
 from __future__ import annotations
@@ -21,20 +23,40 @@ import resource
 import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+from common import SHAPES, head, make_lm, make_reward, matmul_rate, now, save, spread, write_prompts
+
 SIDES = ("shared", "separate", "trl")
+
+
+def attention_counts() -> dict[Any, Callable[..., int]]:
+    """Operations of fused attention; torch before 2.13 counts none where queries share keys."""
+
+    def forward(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+        return int(2 * query[0] * query[1] * query[2] * key[2] * (query[3] + value[3]))
+
+    def backward(_: Any, query: Any, key: Any, value: Any, *__: Any, **___: Any) -> int:
+        return int(2 * query[0] * query[1] * query[2] * key[2] * (3 * query[3] + 2 * value[3]))
+
+    found: dict[Any, Callable[..., int]] = {}
+    for kernel in ("flash", "efficient", "cudnn"):
+        found[getattr(torch.ops.aten, f"_scaled_dot_product_{kernel}_attention")] = forward
+        found[getattr(torch.ops.aten, f"_scaled_dot_product_{kernel}_attention_backward")] = backward
+    return found
 
 
 class Clock:
     """Ends of iterations; the first one is counted instead of timed."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str) -> None:
         from torch.utils.flop_counter import FlopCounterMode
 
-        self.counter = FlopCounterMode(display=False)
+        self.device, self.counter = device, FlopCounterMode(display=False, custom_mapping=attention_counts())
+        self.parts: dict[str, dict[str, Any]] = {}
         self.flops = 0
         self.seconds: list[float] = []
         self.first = self.began = 0.0
@@ -42,31 +64,49 @@ class Clock:
 
     def start(self) -> None:
         """Before the first iteration."""
-        self.began = time.perf_counter()
+        self.began = now(self.device)
         self.counter.__enter__()
 
     def lap(self) -> None:
         """After each iteration."""
-        now = time.perf_counter()
+        end = now(self.device)
         if not self.flops:
             self.counter.__exit__(None, None, None)
             self.flops = self.counter.get_total_flops()
-            self.first = now - self.began
+            self.first = end - self.began
         else:
-            self.seconds.append(now - self.began)
-        self.peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        self.began = time.perf_counter()
+            self.seconds.append(end - self.began)
+        self.peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        if self.device == "cuda":
+            self.peak = torch.cuda.max_memory_allocated()
+        self.began = now(self.device)
+
+    def of(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, whose operations in the first iteration and whose seconds in the others are kept."""
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            part, began = self.parts.setdefault(name, {"seconds": [], "flops": 0}), now(self.device)
+            before = 0 if self.flops else self.counter.get_total_flops()
+            found = function(*args, **kwargs)
+            if self.flops:
+                part["seconds"].append(now(self.device) - began)
+            else:
+                part["flops"] += self.counter.get_total_flops() - before
+            return found
+
+        return run
 
     def found(self) -> dict[str, Any]:
         """As plain data."""
-        return {"seconds": self.seconds, "first": self.first, "flops": self.flops, "peak_mb": self.peak / 1024}
+        return {"seconds": self.seconds, "first": self.first, "flops": self.flops, "peak_mb": self.peak / 2**20,
+                "parts": self.parts}  # fmt: skip
 
 
 def ours(args: argparse.Namespace, files: dict[str, str], clock: Clock) -> None:
     """`PPOModule` under a Lightning Trainer."""
     import pytorch_lightning as L
-    import torch
 
+    from lightning_rlhf import ppo
     from lightning_rlhf.cli import quiet
     from lightning_rlhf.data import PromptData
     from lightning_rlhf.ppo import PPOModule
@@ -84,8 +124,11 @@ def ours(args: argparse.Namespace, files: dict[str, str], clock: Clock) -> None:
     module = PPOModule(
         policy=files["lm"], reward=files["reward"], output=files["output"], task=task, allow_unguarded=True,
         num_ppo_epochs=args.epochs, micro_batch_size=args.micro, value=args.side, kl_tolerance=1e9,
-        optimizer=lambda p: torch.optim.AdamW(p, lr=1e-6), **more,
+        optimizer=lambda p: torch.optim.AdamW(p, lr=1e-6), gradient_checkpointing=args.checkpointing,
+        **more,
     )  # fmt: skip
+    module.update = clock.of("update", module.update)  # type: ignore[method-assign]
+    ppo.sample_with = clock.of("rollout", ppo.sample_with)  # type: ignore[assignment]
     data = PromptData(files["prompts"], files["lm"], task, batch_size=args.batch, total_episodes=args.batch * args.iterations)
 
     class Laps(L.Callback):
@@ -95,10 +138,12 @@ def ours(args: argparse.Namespace, files: dict[str, str], clock: Clock) -> None:
 
         def on_train_batch_end(self, *_: Any) -> None:
             clock.lap()
+            # from now on: what first runs while operations are counted is never compiled
+            module.compile_blocks = module.compile_sampler = args.compile
 
     module.on_train_end = lambda: None  # type: ignore[method-assign]  # no export: TRL's is not measured either
     trainer = L.Trainer(
-        accelerator="cpu", devices=1, precision="bf16-mixed" if args.precision == "bf16" else "32-true", max_epochs=1,
+        accelerator=args.device, devices=1, precision="bf16-mixed" if args.precision == "bf16" else "32-true", max_epochs=1,
         logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, callbacks=[Laps()],
         num_sanity_val_steps=0,
     )  # fmt: skip
@@ -129,13 +174,15 @@ def trl(args: argparse.Namespace, files: dict[str, str], clock: Clock) -> None:
     for model in (policy, reference):
         if model is not None and tokenizer.pad_token_id >= model.get_input_embeddings().weight.shape[0]:
             model.resize_token_embeddings(tokenizer.pad_token_id + 1)
-    micro = args.micro or args.batch
+    micro = args.trl_micro or args.micro or args.batch
     config = PPOConfig(
         output_dir=files["output"], per_device_train_batch_size=micro, gradient_accumulation_steps=args.batch // micro,
-        num_mini_batches=1, num_ppo_epochs=args.epochs, total_episodes=args.batch * args.iterations,
+        num_mini_batches=1, num_ppo_epochs=args.epochs, total_episodes=args.batch * 2,
         response_length=args.response,
-        local_rollout_forward_batch_size=args.batch, temperature=0.7, num_sample_generations=0, whiten_rewards=args.batch >= 8,
-        gradient_checkpointing=False, bf16=args.precision == "bf16", use_cpu=True, report_to="none", save_strategy="no",
+        local_rollout_forward_batch_size=args.trl_rollout or micro, temperature=0.7,
+        num_sample_generations=0, whiten_rewards=args.batch >= 8,
+        gradient_checkpointing=args.checkpointing, bf16=args.precision == "bf16", use_cpu=args.device == "cpu", report_to="none",
+        save_strategy="no",
         learning_rate=1e-6, disable_tqdm=True, logging_strategy="no",
     )  # fmt: skip
 
@@ -156,10 +203,8 @@ def trl(args: argparse.Namespace, files: dict[str, str], clock: Clock) -> None:
 
 def one_side(args: argparse.Namespace) -> None:
     """In a child: run, and write what was found."""
-    import torch
-
     torch.set_num_threads(args.threads)
-    clock, files = Clock(), json.loads(args.files)
+    clock, files = Clock(args.device), json.loads(args.files)
     (trl if args.side == "trl" else ours)(args, files, clock)
     Path(files["found"]).write_text(json.dumps(clock.found()), encoding="utf-8")
 
@@ -187,9 +232,6 @@ def check(args: argparse.Namespace) -> None:
 
 def measure(args: argparse.Namespace, folder: Path) -> tuple[dict[str, list[dict[str, Any]]], list[float]]:
     """All rounds: what each side found in each, and the matmul rate of each round."""
-    import torch
-    from common import make_lm, make_reward, matmul_rate, write_prompts
-
     lm = make_lm(args.shape, folder / "lm")
     files = {"lm": lm, "reward": make_reward(lm, folder / "reward"), "found": str(folder / "found.json"),
              "prompts": write_prompts(folder / "prompts.jsonl", args.batch * args.iterations, args.prompt)}  # fmt: skip
@@ -197,7 +239,9 @@ def measure(args: argparse.Namespace, folder: Path) -> tuple[dict[str, list[dict
     found: dict[str, list[dict[str, Any]]] = {side: [] for side in args.sides}
     rates = []
     for number in range(args.rounds):
-        rates.append(matmul_rate(torch.bfloat16 if args.precision == "bf16" else torch.float32))
+        rates.append(matmul_rate(torch.bfloat16 if args.precision == "bf16" else torch.float32, args.device))
+        if args.device == "cuda":
+            torch.cuda.empty_cache()
         for side in args.sides:
             found[side].append(child(side, {**files, "output": str(folder / f"{side}{number}")}))
             print(f"round {number + 1}, {side}: {found[side][-1]}", file=sys.stderr, flush=True)
@@ -206,8 +250,6 @@ def measure(args: argparse.Namespace, folder: Path) -> tuple[dict[str, list[dict
 
 def table(args: argparse.Namespace, found: dict[str, list[dict[str, Any]]], rates: list[float]) -> str:
     """As Markdown."""
-    from common import head, spread
-
     what = f"LoRA r {args.lora}" if args.lora else "all parameters"
     title = (
         f"PPO iteration: {args.shape}, batch {args.batch}, {args.prompt} + {args.response} tokens, {args.epochs} epochs, "
@@ -234,6 +276,18 @@ def table(args: argparse.Namespace, found: dict[str, list[dict[str, Any]]], rate
         else:
             cells += ["", ""]
         lines.append(f"| {side} | " + " | ".join(cells) + " |")
+    lines += ["", "| side | sampling, s | tokens/s | update, s | TFLOP | share of the rate |", "|---|--:|--:|--:|--:|--:|"]
+    for side, runs in found.items():
+        if not runs[0]["parts"]:
+            continue
+        sampling, update = ([min(run["parts"][name]["seconds"]) for run in runs] for name in ("rollout", "update"))
+        flops = [run["parts"]["update"]["flops"] for run in runs]
+        share = [f / s / 1e9 / rate for f, s, rate in zip(flops, update, rates, strict=True)]
+        cells = [
+            spread(sampling, 3), spread([args.batch * args.response / s for s in sampling], 0), spread(update, 3),
+            f"{flops[0] / 1e12:.3f}", spread(share),
+        ]  # fmt: skip
+        lines.append(f"| {side} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -241,17 +295,22 @@ def main() -> None:
     """Read the options; be a child or the parent."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--shape", default="gpt2", choices=("tiny", "stories260k", "gpt2", "smollm2"))
+    add("--shape", default="gpt2", choices=SHAPES)
+    add("--device", default="cpu", choices=("cpu", "cuda"))
     add("--batch", type=int, default=16, help="episodes an iteration")
     add("--prompt", type=int, default=64, help="tokens")
     add("--response", type=int, default=24, help="tokens")
     add("--epochs", type=int, default=4, help="inner epochs")
     add("--micro", type=int, default=None, help="episodes a forward pass of the update; default: all")
+    add("--trl-micro", type=int, default=None, help="the same for TRL, where its logits do not fit; default: as --micro")
+    add("--trl-rollout", type=int, default=None, help="episodes that TRL samples and scores together; default: as --trl-micro")
+    add("--compile", action="store_true", help="model.compile_blocks and model.compile_sampler")
+    add("--checkpointing", action="store_true", help="gradient checkpointing, on both sides")
     add("--precision", default="32", choices=("32", "bf16"))
     add("--lora", type=int, default=None, help="rank; default: all parameters train")
     add("--threads", type=int, default=2)
     add("--rounds", type=int, default=3, help="times that the sides take turns")
-    add("--iterations", type=int, default=2, help="in each process; the first is not timed")
+    add("--iterations", type=int, default=2, help="ours, in each process; the first is not timed. TRL's are two")
     add("--sides", nargs="+", default=list(SIDES), choices=SIDES)
     add("--output", default=None, help="Markdown file of the table")
     add("--side", default=None, choices=SIDES, help=argparse.SUPPRESS)
@@ -260,11 +319,9 @@ def main() -> None:
     if args.side:
         one_side(args)
         return
-    if args.iterations < 2:
-        raise SystemExit(f"--iterations: found {args.iterations}, expected at least 2: the first is not timed")
+    if args.iterations < (least := 3 if args.compile else 2):
+        raise SystemExit(f"--iterations: found {args.iterations}, expected at least {least} (one is counted, one compiles)")
     check(args)
-    from common import save
-
     with tempfile.TemporaryDirectory() as folder:
         found, rates = measure(args, Path(folder))
     save(table(args, found, rates), args.output)

@@ -6,7 +6,8 @@ real, so that lengths, masks and packing are those of the longest prompts of the
 closed form: the process itself, the files that a load maps, the buffer of a checkpoint, the copy of an export.
 
 1. It is an estimate: within 25 % of the peak resident memory on a CPU (`benchmarks/estimate.py`). The allocator's rounding,
-   threads' buffers and a reward function of your own are not in it. For a GPU the count is the same (not run on a GPU).
+   threads' buffers and a reward function of your own are not in it. For a GPU the count is of the GPU's memory: what a load, a
+   checkpoint and an export take stands in the host's.
 2. Networks that may share frozen blocks are taken to share them: whether they are bit-equal is in the weights.
 3. A sharding strategy (FSDP) is not seen: the bytes are those of a device that holds everything.
 
@@ -20,7 +21,7 @@ import inspect
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,7 +36,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from . import generation, memory, models, ppo, ppo_setup, scoring
+from . import generation, logprobs, memory, models, ppo, ppo_setup, scoring
 from .data import Judged, PreferenceData, PromptData, StageData, policy_prompt
 from .files import is_there
 from .generation import Drawn
@@ -54,6 +55,7 @@ ROLES = ("policy", "value", "reference", "reward", "gradients", "optimizer", "ac
 PHASES = ("load", "rollout", "scoring", "update", "checkpoint", "export")
 STEPS = 2  # of sampling that are run; the cache of those left out is added
 MB = 2**20
+CONTEXT = 500 * MB  # of a process on a GPU
 RUNTIME = 60 * MB  # threads, matrix libraries' buffers, the Trainer: what a process grows by before it trains anything
 ROOM = 0.95  # of the available memory that a run may take by its estimate
 ALLOW = "--allow_out_of_memory"
@@ -346,6 +348,11 @@ class StageRun:
         }  # fmt: skip
         return {role: [getattr(m, name, None) for name in some] for role, some in names.items()}
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the run's device is one."""
+        return bool(self.trainer.strategy.root_device.type == "cuda")
+
     # what is put in place of what
 
     def patches(self) -> list[tuple[Any, str, Any]]:
@@ -355,7 +362,12 @@ class StageRun:
             (ppo_setup, "load_reward", self._load_reward),
             (scoring, "load_scalar", self._load_scalar), (ppo_setup, "load_scalar", self._load_scalar),
         ]  # fmt: skip
-        found.append((models, "_check_head", lambda model, name: None))
+        found += [(models, "_check_head", lambda model, name: None), (ppo, "compiled", lambda network, on: nullcontext())]
+        found.append((logprobs, "_compiled", lambda function: function))  # first run under the meter, it would never be compiled
+        if self.on_gpu:
+            rows_at_once = scoring.rows_at_once
+            found.append((logprobs, "_rows_of_logits", lambda head: logprobs.rows_of_logits("cuda", head.weight.shape[0])))
+            found.append((scoring, "rows_at_once", lambda device, *rest: rows_at_once("cuda", *rest)))
         found.append((memory, "_equal", self._equal))
         found.append((nn.Module, "to", lambda module, *args, **kwargs: module))  # fake parameters have no other place
         autos = (AutoModelForCausalLM, AutoModelForSequenceClassification)
@@ -414,9 +426,9 @@ class StageRun:
             self.cache_bytes = 0
         more = length - options["length"]
         tokens = torch.cat([drawn.tokens, drawn.tokens.new_full((rows, more), self.filler)], 1)
-        logprobs = torch.cat([drawn.logprobs, drawn.logprobs.new_zeros((rows, more))], 1)
+        drawn_logprobs = torch.cat([drawn.logprobs, drawn.logprobs.new_zeros((rows, more))], 1)
         inputs = None if drawn.inputs is None else torch.cat([drawn.inputs, drawn.inputs[:, :1].expand(-1, more, -1)], 1)
-        return Drawn(tokens, logprobs, inputs)
+        return Drawn(tokens, drawn_logprobs, inputs)
 
     # the batch
 
@@ -459,11 +471,12 @@ class StageRun:
                 phases = {PPOModule: self._ppo, RewardModule: self._reward, SFTModule: self._sft}
                 next(go for kind, go in phases.items() if isinstance(self.module, kind))(batch)
                 self._after()
-        device = self.trainer.strategy.root_device.type
-        if device == "cuda":
-            self.notes.append("the count for a GPU was not run on a GPU; its context is taken as 500 MB")
-            process, available = 500 * MB, torch.cuda.get_device_properties(0).total_memory
-        found = {p: {**self.meter.roles[p], "process": process} for p in PHASES if p in self.meter.roles}
+        device, phases_there = self.trainer.strategy.root_device.type, list(PHASES)
+        if self.on_gpu:
+            self.notes.append(f"the GPU's context is taken as {_mb(CONTEXT)}")
+            process, available = CONTEXT, torch.cuda.get_device_properties(0).total_memory
+            phases_there = [p for p in PHASES if p not in ("load", "checkpoint", "export")]
+        found = {p: {**self.meter.roles[p], "process": process} for p in phases_there if p in self.meter.roles}
         return Estimate(self.module.stage, found, device, self.ranks, available, list(dict.fromkeys(self.notes)))
 
     def _attach(self) -> None:

@@ -8,15 +8,18 @@ cached sampler's differ in the last digits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .decode import steps_of
+from .decode import compile_once, steps_of
 from .models import position_ids
+
+ASKED_EACH = 8  # steps on a GPU between two questions whether all rows have ended
 
 
 def seed_for(seed: int, iteration: int, rank: int = 0) -> int:
@@ -43,12 +46,51 @@ def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
     return (chosen * block + inside).clamp_max(probabilities.shape[1] - 1)
 
 
+def draw_from(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """One token a row from softmax(logits / temperature), and its log-prob: (B, V), (B, 1) float64 → (B, 1), (B, 1) float32."""
+    probabilities = torch.softmax(logits.float() / temperature, dim=-1)
+    token = draw(probabilities, uniform)
+    return token, probabilities.gather(1, token).log()
+
+
+@contextmanager
+def casts_kept(device: str) -> Iterator[None]:
+    """Under autocast, keep weights as they are cast: sampling takes the same ones for each token, and Lightning keeps none.
+
+    PyTorch keeps those of weights that train, outside of compiled functions; frozen ones are better held in bf16
+    (`model.frozen_dtype`).
+
+    Args:
+        device: Its type, `cpu` or `cuda`.
+    """
+    if not torch.is_autocast_enabled(device):
+        yield
+        return
+    torch.clear_autocast_cache()
+    try:
+        with torch.autocast(device, torch.get_autocast_dtype(device), cache_enabled=True):
+            yield
+    finally:
+        torch.clear_autocast_cache()
+
+
+@contextmanager
+def given_to(module: nn.Module | None, keep: Callable[[Tensor], None]) -> Iterator[None]:
+    """`keep` is called with what the module is called with."""
+    hook = None if module is None else module.register_forward_pre_hook(lambda _, given: keep(given[0]))
+    try:
+        yield
+    finally:
+        if hook is not None:
+            hook.remove()
+
+
 class Drawn(NamedTuple):
     """What `sample_with` saw on the way."""
 
     tokens: Tensor  # (B n, R) long; pad after a stop token
     logprobs: Tensor  # (B n, R) float32, of the tokens, by the sampler's own (cached) passes; 0 after a stop token
-    inputs: Tensor | None  # (B, P + R, D): what the watched module was given; 0 after a stop token
+    inputs: Tensor | None  # (B, P + R, D): what the watched module was given; nothing of use after a stop token
 
 
 def sample(
@@ -101,7 +143,7 @@ def sample_with(
         watch: A block of the model whose input is kept, so that blocks below it need not be run again; one response a prompt.
         stop: Ids that end a response: what comes after one is not sampled, and rows that have ended leave the batch.
         pad_id: Stands after a stop token.
-        compiled: Compile the step of a Llama; its batch keeps its shape, so that rows that have ended stay in it.
+        compiled: Compile the step of a Llama or GPT-2; its batch keeps its shape, so that rows that have ended stay in it.
         stop_after: First index, from 0, at which a stop token counts.
     """
     if not bool(mask[:, -1].all()) or bool((mask[:, :-1] & ~mask[:, 1:]).any()):
@@ -112,12 +154,11 @@ def sample_with(
     there = torch.arange(rows, device=tokens.device)  # the rows that the batch still has
     seen: list[tuple[Tensor, Tensor]] = []  # rows, and what the watched block was given of them
     keep = lambda given: seen.append((there, given))  # noqa: E731
-    hook = watch.register_forward_pre_hook(lambda _, given: keep(given[0])) if watch is not None else None
     generator = torch.Generator(device=tokens.device).manual_seed(seed)
     stops = torch.tensor(list(stop), dtype=torch.long, device=tokens.device)
     sampled = tokens.new_full((rows, length), pad_id)
     logprobs = torch.zeros((rows, length), device=tokens.device)
-    try:
+    with casts_kept(tokens.device.type), given_to(watch, keep):
         positions = position_ids(mask)
         out = model(input_ids=tokens, attention_mask=mask.long(), position_ids=positions, use_cache=True, logits_to_keep=1)
         cache, logits = out.past_key_values, out.logits[:, -1]
@@ -126,16 +167,17 @@ def sample_with(
             cache.batch_repeat_interleave(num_samples)
             logits, mask, following = (x.repeat_interleave(num_samples, 0) for x in (logits, mask, following))
         steps = steps_of(model, cache, mask, following, length, watch, keep, compiled)
+        drawing = compile_once(draw_from) if compiled and steps.fixed and tokens.is_cuda else draw_from
+        each = ASKED_EACH if steps.fixed and tokens.is_cuda else 1  # a GPU must have done all steps to answer
         live = torch.ones_like(there, dtype=torch.bool)  # rows of the batch that have not ended
         for step in range(length):
             uniform = torch.rand((rows, 1), generator=generator, dtype=torch.float64, device=tokens.device)
-            probabilities = torch.softmax(logits.float() / temperature, dim=-1)
-            token = draw(probabilities, uniform[there])  # (rows of the batch, 1)
+            token, logprob = drawing(logits, uniform[there], temperature)  # (rows of the batch, 1) each
             sampled[there, step] = torch.where(live, token.squeeze(1), pad_id)
-            logprobs[there, step] = torch.where(live, probabilities.gather(1, token).squeeze(1).log(), 0.0)
+            logprobs[there, step] = torch.where(live, logprob.squeeze(1), 0.0)
             after = live & ~torch.isin(token.squeeze(1), stops) if step >= stop_after else live
             needed = after if watch is None else live  # a watched block sees the stop token too
-            if (step + 1 == length and watch is None) or (stop and not bool(needed.any())):
+            if (step + 1 == length and watch is None) or (stop and step % each == 0 and not bool(needed.any())):
                 break
             live = after
             if stop and not steps.fixed and 8 * int((~needed).sum()) >= len(needed):  # copying the cache for fewer does not pay
@@ -143,9 +185,6 @@ def sample_with(
                 there, live, token = there[left], live[left], token[left]
                 steps.select(left)
             logits = steps.step(token)
-    finally:
-        if hook is not None:
-            hook.remove()
     return Drawn(sampled, logprobs, _assembled(seen, rows, width + length) if seen else None)
 
 

@@ -6,6 +6,7 @@ embedding is frozen, as it is where top blocks or adapters train, the gradient i
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
@@ -45,22 +46,27 @@ class _HeadLogprobs(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, temperature: float, rows: int
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, temperature: float, rows: int, fused: bool
     ) -> tuple[Tensor, Tensor]:
-        ctx.temperature, ctx.rows, ctx.dtype = temperature, rows, hidden.dtype
+        ctx.temperature, ctx.rows, ctx.dtype, ctx.fused = temperature, rows, hidden.dtype, fused
         if torch.is_autocast_enabled(hidden.device.type):
             dtype = torch.get_autocast_dtype(hidden.device.type)
             hidden, weight = hidden.to(dtype), weight.to(dtype)
+        ctx.vocabulary, weight = len(weight), aligned(weight)
         logprobs, entropy = hidden.new_empty(len(labels), dtype=torch.float32), hidden.new_empty(len(labels), dtype=torch.float32)
         frozen = not (ctx.needs_input_grad[1] or ctx.needs_input_grad[2])
         slope = torch.empty_like(hidden) if frozen and ctx.needs_input_grad[0] else None
         for i in range(0, len(labels), rows):
             part = slice(i, i + rows)
-            scaled, p, log_total = _softmax_parts(_scaled_logits(hidden[part], weight, bias, temperature))
+            if fused and slope is None:
+                logits = _logits(hidden[part], weight, bias, ctx.vocabulary)
+                logprobs[part], entropy[part] = _compiled(_statistics)(logits, labels[part], temperature)
+                continue
+            scaled, p, log_total = _softmax_parts(_scaled_logits(hidden[part], weight, bias, temperature, ctx.vocabulary))
             logprobs[part] = scaled.gather(1, labels[part].unsqueeze(1)).squeeze(1) - log_total
             entropy[part] = log_total - _dot(p, scaled)
             if slope is not None:  # d log p(label) / d hidden = (w_label - p W) / temperature
-                slope[part] = (weight[labels[part]] - p.to(weight.dtype) @ weight) / temperature
+                slope[part] = (weight[labels[part]] - _times(p, weight)) / temperature
         ctx.frozen = frozen
         if slope is not None:
             ctx.save_for_backward(slope)
@@ -73,20 +79,20 @@ class _HeadLogprobs(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         if ctx.frozen:
             (slope,) = ctx.saved_tensors
-            return (gradient.unsqueeze(1) * slope).to(ctx.dtype), None, None, None, None, None
+            return (gradient.unsqueeze(1) * slope).to(ctx.dtype), None, None, None, None, None, None
         hidden, weight, bias, labels = ctx.saved_tensors
         to_hidden, to_weight = torch.empty_like(hidden), torch.zeros_like(weight, dtype=torch.float32)
         to_bias = None if bias is None else torch.zeros_like(bias)
         for i in range(0, len(labels), ctx.rows):
             part = slice(i, i + ctx.rows)
-            slope = _scaled_logits(hidden[part], weight, bias, ctx.temperature).softmax(-1).neg_()
-            slope.scatter_add_(1, labels[part].unsqueeze(1), torch.ones_like(slope[:, :1]))
-            slope = (slope * (gradient[part] / ctx.temperature).unsqueeze(1)).to(weight.dtype)
+            logits = _logits(hidden[part], weight, bias, ctx.vocabulary)
+            slope_of = _compiled(_slope) if ctx.fused else _slope
+            slope = slope_of(logits, labels[part], gradient[part], ctx.temperature, len(weight) - ctx.vocabulary)
             to_hidden[part] = slope @ weight
             to_weight += slope.T @ hidden[part]
             if to_bias is not None:
-                to_bias += slope.sum(0)
-        return to_hidden.to(ctx.dtype), to_weight, to_bias, None, None, None
+                to_bias += slope[:, : ctx.vocabulary].sum(0)
+        return to_hidden.to(ctx.dtype), to_weight[: ctx.vocabulary], to_bias, None, None, None, None
 
 
 class _HeadKL(torch.autograd.Function):
@@ -102,23 +108,28 @@ class _HeadKL(torch.autograd.Function):
         if torch.is_autocast_enabled(hidden.device.type):
             dtype = torch.get_autocast_dtype(hidden.device.type)
             hidden, ref_hidden, weight, ref_weight = (x.to(dtype) for x in (hidden, ref_hidden, weight, ref_weight))
+        vocabulary, weight, ref_weight = len(weight), aligned(weight), aligned(ref_weight)
         logprobs, entropy, kl, ref_logprobs = (hidden.new_empty(len(labels), dtype=torch.float32) for _ in range(4))
         slopes = (torch.empty_like(hidden), torch.empty_like(hidden)) if ctx.needs_input_grad[0] else ()
         for i in range(0, len(labels), rows):
             part = slice(i, i + rows)
             label = labels[part].unsqueeze(1)
-            reference, _, log_total = _softmax_parts(_scaled_logits(ref_hidden[part], ref_weight, ref_head.bias, temperature))
+            reference, _, log_total = _softmax_parts(
+                _scaled_logits(ref_hidden[part], ref_weight, ref_head.bias, temperature, vocabulary)
+            )
             ref_logprobs[part] = reference.gather(1, label).squeeze(1) - log_total
-            log_ratio, p, own_total = _softmax_parts(_scaled_logits(hidden[part], weight, head.bias, temperature))
+            log_ratio, p, own_total = _softmax_parts(
+                _scaled_logits(hidden[part], weight, head.bias, temperature, vocabulary)
+            )
             logprobs[part] = log_ratio.gather(1, label).squeeze(1) - own_total
             entropy[part] = own_total - _dot(p, log_ratio)
             log_ratio -= reference
             log_ratio += (log_total - own_total).unsqueeze(1)  # log π_v / ρ_v
             kl[part] = _dot(p, log_ratio)
             if slopes:  # the first as in `_HeadLogprobs`; d KL / d logit_v = p_v (log π_v / ρ_v - KL) / temperature
-                slopes[0][part] = (weight[labels[part]] - p.to(weight.dtype) @ weight) / temperature
+                slopes[0][part] = (weight[labels[part]] - _times(p, weight)) / temperature
                 log_ratio -= kl[part].unsqueeze(1)
-                slopes[1][part] = (log_ratio.mul_(p).to(weight.dtype) @ weight) / temperature
+                slopes[1][part] = _times(log_ratio.mul_(p), weight) / temperature
         if slopes:
             ctx.save_for_backward(*slopes)
         ctx.mark_non_differentiable(entropy, ref_logprobs)
@@ -133,10 +144,75 @@ class _HeadKL(torch.autograd.Function):
         return to_hidden.to(ctx.dtype), None, None, None, None, None, None
 
 
-def _scaled_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
-    """(N, D), (V, D), (V) → (N, V) float32, divided by the temperature."""
+ALIGNED = 64  # rows of an output embedding that a GPU's matrix units take together
+
+
+def aligned(weight: Tensor) -> Tensor:
+    """(V, D) → with zero rows up to a multiple of 64, where it is multiplied in half precision on a GPU: an odd V, as GPT-2's
+    50,257, takes kernels that are five times slower."""
+    missing = -len(weight) % ALIGNED
+    return F.pad(weight, (0, 0, 0, missing)) if missing and wants_alignment(weight.device.type, weight.dtype) else weight
+
+
+def wants_alignment(device: str, dtype: torch.dtype) -> bool:
+    """Half precision on a GPU."""
+    return device == "cuda" and dtype in (torch.bfloat16, torch.float16)
+
+
+def head_of(model: Any) -> Callable[[Tensor], Tensor]:
+    """The output embedding as it is best called many times with the same weights: (…, D) → (…, V)."""
+    head = model.get_output_embeddings()
+    if type(head) is not nn.Linear:
+        return head  # type: ignore[no-any-return]
+    device, dtype, vocabulary = head.weight.device.type, head.weight.dtype, len(head.weight)
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+    if not (vocabulary % ALIGNED and wants_alignment(device, dtype)):
+        return head
+    weight = aligned(head.weight.to(dtype))
+    return lambda hidden: _logits(hidden.to(dtype), weight, head.bias, vocabulary)
+
+
+def _times(rows: Tensor, weight: Tensor) -> Tensor:
+    """(N, V) float32, (V', D) aligned → their product (N, D), of the weight's type."""
+    missing = len(weight) - rows.shape[1]
+    rows = rows.to(weight.dtype)
+    return (F.pad(rows, (0, missing)) if missing else rows) @ weight
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, vocabulary: int) -> Tensor:
+    """(…, D), (V', D) aligned, (V,) → (…, V), of the weight's type."""
     with torch.autocast(hidden.device.type, enabled=False):
-        return F.linear(hidden, weight, None if bias is None else bias.to(weight.dtype)).float().div_(temperature)
+        if bias is not None:
+            bias = F.pad(bias.to(weight.dtype), (0, len(weight) - vocabulary))
+        return F.linear(hidden, weight, bias)[..., :vocabulary]
+
+
+def _scaled_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, vocabulary: int) -> Tensor:
+    """(N, D), (V', D) aligned, (V,) → (N, V) float32, divided by the temperature."""
+    return _logits(hidden, weight, bias, vocabulary).float().div_(temperature)
+
+
+@functools.cache
+def _compiled(function: Callable[..., Any]) -> Any:
+    """A function of rows of logits under `torch.compile`: a few kernels that read them, and nothing as large between."""
+    return torch.compile(function, dynamic=True)
+
+
+def _statistics(logits: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """(N, V), (N,) → log-probs of the labels and entropies (N,), float32."""
+    scaled = logits.float() / temperature
+    total = scaled.logsumexp(-1)
+    p = (scaled - total.unsqueeze(1)).exp()
+    return scaled.gather(1, labels.unsqueeze(1)).squeeze(1) - total, total - (p * scaled).sum(-1)
+
+
+def _slope(logits: Tensor, labels: Tensor, gradient: Tensor, temperature: float, more: int) -> Tensor:
+    """d (gradient · log-probs of the labels) / d logits: (N, V), (N,), (N,) → (N, V + more zeros), of the logits' type."""
+    slope = logits.float().div_(temperature).softmax(-1).neg_()
+    slope.scatter_add_(1, labels.unsqueeze(1), torch.ones_like(slope[:, :1]))
+    slope = slope.mul_((gradient / temperature).unsqueeze(1)).to(logits.dtype)
+    return F.pad(slope, (0, more)) if more else slope
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
@@ -154,32 +230,39 @@ def _softmax_parts(scaled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return scaled, p, total.log().squeeze(1)
 
 
-def head_logprobs(model: Any, hidden: Tensor, labels: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+def head_logprobs(
+    model: Any, hidden: Tensor, labels: Tensor, temperature: float = 1.0, fused: bool = False
+) -> tuple[Tensor, Tensor]:
     """log softmax(logits / temperature) at the labels, and the entropy: (B, T, D), (B, T) → (B, T), (B, T), float32.
 
     `token_logprobs` and `entropy_of` of `logits_of`, without (B, T, V): a few rows of logits stand at a time. Where the
     output embedding is frozen the slope (w_label - p W) / temperature is made on the way, so that nothing is computed twice;
-    where it trains, the backward pass computes the logits again. The entropy has no gradient.
+    where it trains, the backward pass computes the logits again. The entropy has no gradient. `fused`: what follows on the logits
+    of an output embedding that trains is compiled (a GPU's memory is what it takes time for).
     """
-    logprobs, entropy = within(model, _head_logprobs, model, hidden, labels, temperature)
+    logprobs, entropy = within(model, _head_logprobs, model, hidden, labels, temperature, fused)
     return logprobs.view(labels.shape), entropy.view(labels.shape)
 
 
-def _head_logprobs(model: Any, hidden: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def _head_logprobs(model: Any, hidden: Tensor, labels: Tensor, temperature: float, fused: bool) -> tuple[Tensor, Tensor]:
     """`head_logprobs`, where the output embedding's weight is at hand; results may be flat."""
     head = model.get_output_embeddings()
     if type(head) is not nn.Linear:  # with an adapter on it
         logits = head(hidden)
         return token_logprobs(logits, labels, temperature), entropy_of(logits.detach(), temperature)
-    rows = _rows_of_logits(head)
-    found = _HeadLogprobs.apply(hidden.flatten(0, -2), head.weight, head.bias, labels.flatten(), temperature, rows)
+    flat, rows = (hidden.flatten(0, -2), head.weight, head.bias, labels.flatten()), _rows_of_logits(head)
+    found = _HeadLogprobs.apply(*flat, temperature, rows, fused)
     return cast(tuple[Tensor, Tensor], found)
 
 
 def _rows_of_logits(head: nn.Linear) -> int:
+    """How many rows of a head's logits stand at a time."""
+    return rows_of_logits(head.weight.device.type, head.weight.shape[0])
+
+
+def rows_of_logits(device: str, vocabulary: int) -> int:
     """How many rows of logits stand at a time: 16 MB of them on a CPU, 512 MB on a GPU, in float32."""
-    numbers = 2**22 if head.weight.device.type == "cpu" else 2**27
-    return max(1, numbers // head.weight.shape[0])
+    return max(1, (2**22 if device == "cpu" else 2**27) // vocabulary)
 
 
 class Against(NamedTuple):

@@ -1,4 +1,4 @@
-"""What keeps networks small: equal frozen weights held once, frozen weights in bf16, blocks recomputed in the backward pass.
+"""What keeps networks small: equal frozen weights held once, frozen weights in bf16 (and `blocks.checkpointed`).
 
 Nothing here changes a number but `to_dtype`, which rounds weights that do not train.
 """
@@ -6,17 +6,13 @@ Nothing here changes a number but `to_dtype`, which rounds weights that do not t
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from .lora import MergedLinear, merged_weight, read_adapter, replace_module
-from .tasks import UsageError
 
 
 class SharedWeights:
@@ -76,37 +72,3 @@ def to_dtype(model: nn.Module, dtype: torch.dtype) -> None:
     for p in model.parameters():
         if not p.requires_grad:
             p.data = p.data.to(dtype)
-
-
-def blocks_of(model: Any) -> list[nn.Module]:
-    """The blocks of a language model or trunk, in order.
-
-    Raises:
-        UsageError: There is no list of as many modules as the config has layers.
-    """
-    trunk, number = model.base_model, model.config.num_hidden_layers
-    found = [m for m in trunk.children() if isinstance(m, nn.ModuleList) and len(m) == number]
-    if len(found) != 1:
-        options = "gradient_checkpointing, num_hidden_layers, ModelParallelStrategy"
-        raise UsageError(f"{options}: not supported for {type(trunk).__name__}, whose blocks are not one list")
-    return list(found[0])
-
-
-@contextmanager
-def checkpointed(model: Any, on: bool) -> Iterator[None]:
-    """Where gradients are on, each block keeps its input alone, and runs again in the backward pass: the same gradients.
-
-    The blocks stay in eval mode (transformers' own switch wants training mode, and that would turn dropout on).
-
-    Args:
-        model: A language model or trunk, about to run.
-        on: False: nothing changes.
-    """
-    blocks = blocks_of(model) if on and torch.is_grad_enabled() else []
-    for block in blocks:
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
-    try:
-        yield
-    finally:
-        for block in blocks:
-            del block.forward

@@ -27,11 +27,11 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.activations import NewGELUActivation
 
+from .blocks import blocks_of
 from .files import file_sha256
 from .logprobs import logits_of, within
 from .logprobs import token_logprobs as token_logprobs  # part of what this file offers
 from .lora import adapter_base, merge_start, plain_copy, save_adapter, without_adapter
-from .memory import blocks_of
 from .runinfo import atomic_directory
 from .tasks import UsageError
 

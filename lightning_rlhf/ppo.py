@@ -38,11 +38,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .alarms import Vitals, negative_kl, repeated_bigrams
+from .blocks import checkpointed, compiled
 from .data import PromptBatch
 from .generation import sample_with, seed_for, truncate, until
 from .logprobs import head_logprobs, head_logprobs_and_kl
 from .lora import adapters_off
-from .memory import checkpointed
 from .models import ScalarModel, decode, hidden_states, save_policy, save_reward
 from .objective import (
     AdaptiveKL,
@@ -158,7 +158,10 @@ class PPOModule(PPOSetup):
         self.episodes += len(per_response)
         if self.kl_estimator != "k1":
             stats["objective/kl_k1"] = sampled_kl.mean().item()
-        logged = self._log(rollout, returns, mean_kl, beta, stats, time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        if self.compile_blocks and self.updates == 1 and self.trainer.is_global_zero:
+            print(f"compiled blocks: first iteration {seconds:.1f} s", flush=True)
+        logged = self._log(rollout, returns, mean_kl, beta, stats, seconds)
         self._judge(logged)
 
     def gathered(self, values: Tensor) -> Tensor:
@@ -200,12 +203,13 @@ class PPOModule(PPOSetup):
         # 1. exactly R tokens a prompt, or up to a stop token, at the task's temperature
         chosen = seed_for(self.seed, self.updates, self.global_rank) if seed is None else seed
         length, temperature = self.task.response_length, self.task.temperature
+        prompts, prompts_mask = self.widened(batch)
         watched = self.split.first if self.split and not torch.is_autocast_enabled(self.device.type) else None
         ends = () if self.sharded else self.ends  # sharded: as many passes on every rank
         first = self.task.truncate_after if self.mode == "truncated" else 0
         with gathered(self.policy):
             drawn = sample_with(
-                self.policy, batch.tokens, batch.mask, length, temperature, chosen, watch=watched, stop=ends, pad_id=self.pad_id,
+                self.policy, prompts, prompts_mask, length, temperature, chosen, watch=watched, stop=ends, pad_id=self.pad_id,
                 compiled=self.compile_sampler, stop_after=first,
             )  # fmt: skip
         responses, real = drawn.tokens, torch.ones_like(drawn.tokens, dtype=torch.bool)
@@ -213,7 +217,7 @@ class PPOModule(PPOSetup):
             responses, real, _ = until(responses, self.stop, self.pad_id)
         elif self.mode == "truncated":
             _, real, _ = self.ended(responses, real)
-        tokens, mask = torch.cat([batch.tokens, responses], 1), torch.cat([batch.mask, real], 1)
+        tokens, mask = torch.cat([prompts, responses], 1), torch.cat([prompts_mask, real], 1)
         index = torch.arange(len(tokens), device=tokens.device)
         micro = self._micro(max(1, len(index) // self.num_mini_batches))
         keep = seed is None and micro >= len(index)  # one pass of all rows is the first inner epoch's too
@@ -229,7 +233,7 @@ class PPOModule(PPOSetup):
                 torch.clear_autocast_cache()  # the sampler's casts have no graph
             reference = self.reference_hidden(part, real_part, features)
             exact = reference if self.kl_loss or self.kl_estimator == "full" else None
-            with torch.set_grad_enabled(keep):
+            with torch.set_grad_enabled(keep or (self.compile_blocks and seed is None)):  # without, another function is compiled
                 outputs = self.policy_outputs(part, real_part, features, exact)
             self.first_pass = outputs if keep else None
             parts["logprobs"].append(outputs.logprobs.detach())
@@ -241,6 +245,7 @@ class PPOModule(PPOSetup):
                 parts["full_kl"].append(outputs.kl.detach())  # type: ignore[union-attr]
             if features is not None:
                 parts["features"].append(F.pad(features, (0, 0, left, 0)))
+            del outputs  # and its graph, before the next pass
         order = torch.cat(passes).argsort()
         whole = {k: torch.cat(v)[order] if v else None for k, v in parts.items()}
         # 3. the truncated response is what is scored; one that did not end as it should gets the penalty
@@ -249,6 +254,13 @@ class PPOModule(PPOSetup):
         torch.clear_autocast_cache()  # cast without a graph: of no use to the update
         error = torch.where(real, drawn.logprobs - whole["logprobs"], 0.0).abs().amax(1)  # type: ignore[operator]
         return Rollout(tokens=tokens, mask=mask, scores=scores, found=found, kept=kept, sampler_error=error, **whole)  # type: ignore[arg-type]
+
+    def widened(self, batch: PromptBatch) -> tuple[Tensor, Tensor]:
+        """Prompts and their mask (B, P); where blocks are compiled, padded so that P + R is a multiple of 8: few widths."""
+        missing = -(batch.tokens.shape[1] + self.task.response_length) % 8 if self.compile_blocks else 0
+        if not missing:
+            return batch.tokens, batch.mask
+        return F.pad(batch.tokens, (missing, 0), value=self.pad_id), F.pad(batch.mask, (missing, 0), value=False)
 
     @property
     def ends(self) -> Sequence[int]:
@@ -269,7 +281,7 @@ class PPOModule(PPOSetup):
         values, temperature = self.values_of(hidden, tokens, mask, features), self.task.temperature
         of, labels = self.real_of(hidden, mask), self.real_of(self.response(tokens), mask)
         if reference is None:
-            logprobs, entropy = head_logprobs(self.policy, of, labels, temperature)
+            logprobs, entropy = head_logprobs(self.policy, of, labels, temperature, self.compile_blocks)
             return Outputs(self.spread(logprobs, mask), values, self.spread(entropy, mask), None, None)
         against = self.reference or self.policy
         found = head_logprobs_and_kl(self.policy, of, labels, against, self.real_of(reference, mask), temperature)
@@ -278,7 +290,7 @@ class PPOModule(PPOSetup):
 
     def policy_hidden(self, tokens: Tensor, mask: Tensor, features: Tensor | None) -> Tensor:
         """(B, P + R) → (B, R, D): the policy at the place before each response token."""
-        with checkpointed(self.policy, self.gradient_checkpointing):
+        with compiled(self.policy, self.compile_blocks), checkpointed(self.policy, self.gradient_checkpointing):
             hidden = hidden_states(self.policy, tokens, mask) if features is None else self.split.above(features, mask)  # type: ignore[union-attr]
         return self.before_response(hidden)
 
@@ -305,7 +317,7 @@ class PPOModule(PPOSetup):
         """The policy's (B, R, D) → (B, R), or the separate value network's own values."""
         if self.value_trunk is not None:
             shared = features is not None and self.value_split is not None
-            with checkpointed(self.value_trunk, self.gradient_checkpointing):
+            with compiled(self.value_trunk, self.compile_blocks), checkpointed(self.value_trunk, self.gradient_checkpointing):
                 whole = self.value_split.above(features, mask) if shared else hidden_states(self.value_trunk, tokens, mask)  # type: ignore[union-attr,arg-type]
             hidden = self.before_response(whole)
         return self.value_head(hidden)
@@ -313,10 +325,11 @@ class PPOModule(PPOSetup):
     def reference_hidden(self, tokens: Tensor, mask: Tensor, features: Tensor | None) -> Tensor:
         """(B, P + R) → (B, R, D) of the reference: where it is None, the policy with its adapters off."""
         if self.reference is None:
-            with adapters_off(self.policy):
+            with adapters_off(self.policy), compiled(self.policy, self.compile_blocks):
                 return self.before_response(hidden_states(self.policy, tokens, mask))
         shared = features is not None and self.ref_split is not None
-        hidden = self.ref_split.above(features, mask) if shared else hidden_states(self.reference, tokens, mask)  # type: ignore[union-attr,arg-type]
+        with compiled(self.reference, self.compile_blocks):
+            hidden = self.ref_split.above(features, mask) if shared else hidden_states(self.reference, tokens, mask)  # type: ignore[union-attr,arg-type]
         return self.before_response(hidden)
 
     def reference_logprobs(self, hidden: Tensor, tokens: Tensor, mask: Tensor, outputs: Outputs) -> Tensor:
@@ -324,7 +337,7 @@ class PPOModule(PPOSetup):
         if outputs.ref_logprobs is not None:
             return outputs.ref_logprobs
         of, labels = self.real_of(hidden, mask), self.real_of(self.response(tokens), mask)
-        found, _ = head_logprobs(self.reference or self.policy, of, labels, self.task.temperature)
+        found, _ = head_logprobs(self.reference or self.policy, of, labels, self.task.temperature, self.compile_blocks)
         return self.spread(found, mask)
 
     def ended(self, responses: Tensor, real: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -372,9 +385,10 @@ class PPOModule(PPOSetup):
     def cuts_padding(self) -> bool:
         """Whether a pass leaves out columns that are padding in all of its rows, and logits of places that are not real.
 
-        Where the update's passes have the rollout's rows, they round alike; permuted minibatches would not.
+        Where the update's passes have the rollout's rows, they round alike; permuted minibatches would not. Compiled blocks want
+        few shapes.
         """
-        return self.num_mini_batches == 1
+        return self.num_mini_batches == 1 and not self.compile_blocks
 
     def passes(self, index: Tensor, mask: Tensor, micro: int) -> tuple[Tensor, ...]:
         """Rows of (B, P + R) in passes of so many; where padding is cut, those with the longest prompts first."""

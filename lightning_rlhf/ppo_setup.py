@@ -18,6 +18,7 @@ from torch import nn
 from torchmetrics import Metric
 
 from .alarms import Alarms, Thresholds
+from .blocks import blocks_of
 from .lora import LoRA, add_lora, lora_problems
 from .memory import SharedWeights, to_dtype
 from .models import ScalarHead, SplitTrunk, bos_ids, find_lm, load_lm, load_scalar, read_reward_info, vocabulary
@@ -106,8 +107,11 @@ class PPOSetup(StageModule):
             The reference is then the policy with its adapters off.
         gradient_checkpointing: In the update, keep the blocks' inputs alone for the backward pass, and run them again there.
         frozen_dtype: Of the weights of networks that do not train, and with `lora` of those under the adapters.
-        compile_sampler: Sample a Llama's tokens by a compiled function (`decode.CompiledSteps`): pays where the model is small
-            and the run long. Sharded networks are sampled as before.
+        compile_sampler: Sample a Llama's or GPT-2's tokens by a compiled function (`decode.FixedSteps`): pays where the model is
+            small and the run long. Sharded networks are sampled as before.
+        compile_blocks: Run the blocks of policy, value network and reference under `torch.compile` where they read whole
+            sequences, and what follows on the logits of an output embedding that trains: pays on a GPU. Compiles anew for each
+            width of prompts (a multiple of 8 with the response), and leaves no padding out.
         seed: Of sampling and of the minibatches.
         overwrite: Replace an existing output.
     """
@@ -160,6 +164,7 @@ class PPOSetup(StageModule):
         gradient_checkpointing: bool = False,
         frozen_dtype: Literal["float32", "bfloat16"] = "float32",
         compile_sampler: bool = False,
+        compile_blocks: bool = False,
         seed: int = 1,
         overwrite: bool = False,
     ) -> None:
@@ -182,7 +187,7 @@ class PPOSetup(StageModule):
         self.gamma, self.lam, self.whiten_rewards = gamma, lam, whiten_rewards
         self.trainable_layers, self.lora = trainable_layers, lora
         self.gradient_checkpointing, self.frozen_dtype = gradient_checkpointing, frozen_dtype
-        self.compile_sampler = compile_sampler
+        self.compile_sampler, self.compile_blocks = compile_sampler, compile_blocks
         self.alarms = Alarms(alarms)
         self.updates = self.episodes = self.skipped_steps = 0
         self.validated = -1  # updates at the last validation
@@ -279,8 +284,9 @@ class PPOSetup(StageModule):
         for option in ("held_out_reward", "metrics"):
             if getattr(self, option) and not has_val:
                 problems.append(f"model.{option}: given without data.val, expected validation prompts")
-        if self.compile_sampler and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
-            problems.append("model.compile_sampler: found true without a C++ compiler (c++, or what CXX names); expected false")
+        for option in ("compile_sampler", "compile_blocks"):
+            if getattr(self, option) and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
+                problems.append(f"model.{option}: found true without a C++ compiler (c++, or what CXX names); expected false")
         if self.value_init is not None:
             problems += told(read_reward_info if _is_reward(self.value_init) else find_lm, self.value_init)
         return problems
@@ -302,6 +308,8 @@ class PPOSetup(StageModule):
         if self.mode == "eos":
             self.stop = stop_ids(self.tokenizer, self.stop_token, "model.stop_token")
         self.kl = FixedKL(self.kl_coef) if self.kl_target is None else AdaptiveKL(self.kl_coef, self.kl_target, self.kl_horizon)
+        if self.compile_blocks:
+            blocks_of(self.policy)  # told now
         self.split = SplitTrunk(self.policy, self.trainable_layers) if self.trainable_layers is not None else None
         shared = SharedWeights()
         self._hold(shared, self.policy, trained=True)

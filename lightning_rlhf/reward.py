@@ -31,11 +31,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
+from .blocks import checkpointed
 from .data import ComparisonBatch, Judged, policy_prompt
 from .generation import sample, seed_for
 from .heldout import Decision, accuracy, decisions, scalar_fit, summary
 from .lora import LoRA, add_lora, lora_problems
-from .memory import checkpointed
 from .models import ScalarModel, SplitTrunk, bos_ids, find_lm, first_blocks, load_lm, pad_batch, save_reward
 from .objective import wide
 from .optim import AdamTF, linear_anneal

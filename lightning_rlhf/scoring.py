@@ -70,7 +70,8 @@ class LearnedReward(nn.Module):
         """
         device = self.scalar.gain.device
         scores = []
-        size = max(1, self.batch_size // group) * group
+        many = rows_at_once(device.type, self.batch_size, max(map(len, rows), default=1))
+        size = max(1, many // group) * group
         for first in range(0, len(rows), size):
             tokens, mask = (x.to(device) for x in pad_batch(rows[first : first + size], 0, "right"))
             scores.append(self.scalar(tokens, mask) if group == 1 else self.scalar.score_groups(tokens, mask, group).flatten())
@@ -85,6 +86,11 @@ class LearnedReward(nn.Module):
         ]
         group = math.gcd(*(len(list(run)) for _, run in groupby(prompts)))  # responses to one prompt after one another
         return [float(x) for x in self.score_tokens(rows, max(1, group))]
+
+
+def rows_at_once(device: str, batch_size: int, width: int) -> int:
+    """Rows of so many tokens in a pass: on a GPU more of them where they are short, up to 64k tokens."""
+    return batch_size if device == "cpu" else max(batch_size, 2**16 // max(1, width))
 
 
 def is_learned(name: str) -> bool:

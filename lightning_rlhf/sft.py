@@ -14,10 +14,10 @@ from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor
 from torchmetrics import MeanMetric
 
+from .blocks import checkpointed
 from .data import SFTBatch
 from .logprobs import head_logprobs
 from .lora import LoRA, add_lora, lora_problems
-from .memory import checkpointed
 from .models import SplitTrunk, find_lm, hidden_states, load_lm, save_policy
 from .optim import AdamTF, linear_anneal
 from .stage import StageModule, is_finite

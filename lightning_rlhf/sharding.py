@@ -22,8 +22,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
+from .blocks import blocks_of
 from .lora import replace_module
-from .memory import blocks_of
 from .tasks import UsageError
 
 

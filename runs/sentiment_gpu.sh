@@ -17,7 +17,8 @@ lightning-rlhf prompts -c $BASE/prompts.yaml $(over prompts) --run_dir "$RUN" --
 lightning-rlhf labels -c $BASE/labels.yaml $(over labels) --run_dir "$RUN" --seed "$SEED"
 lightning-rlhf fit -c $BASE/sft.yaml $(over sft) -c $HARDWARE --run_dir "$RUN" --seed_everything "$SEED"
 lightning-rlhf fit -c $BASE/reward.yaml $(over reward) -c $HARDWARE --run_dir "$RUN" --seed_everything "$SEED"
-lightning-rlhf fit -c $BASE/ppo.yaml $(over ppo) -c $HARDWARE --run_dir "$RUN" --seed_everything "$SEED"
+lightning-rlhf fit -c $BASE/ppo.yaml $(over ppo) -c $HARDWARE --run_dir "$RUN" --seed_everything "$SEED" \
+  --model.compile_blocks true --model.compile_sampler true
 python -m eval report -c $BASE/eval.yaml $(over eval) --run_dir "$RUN" --seed "$SEED"
 set +x
 echo "report: $RUN/report/report.html"

@@ -1,4 +1,5 @@
-"""A Llama's steps give the model's logits, padded or not, with adapters, after rows have left; compiled they draw the same."""
+"""The steps of a Llama and a GPT-2 give the model's logits, padded or not, with adapters, after rows left, of fixed shape; and
+compiled they draw the same."""
 
 from __future__ import annotations
 
@@ -10,10 +11,10 @@ import torch
 from tiny import STORIES
 from torch import Tensor
 from torch._dynamo.utils import counters
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
 from lightning_rlhf import decode
-from lightning_rlhf.decode import Forward, LlamaSteps, Steps, steps_of
+from lightning_rlhf.decode import CachedSteps, FixedSteps, Forward, Steps, family_of, steps_of
 from lightning_rlhf.generation import sample_with, until
 from lightning_rlhf.lora import LoRA, add_lora, lora_layers
 from lightning_rlhf.models import load_lm, pad_batch, position_ids
@@ -22,7 +23,7 @@ ROWS = [[1, 300, 301, 302], [1, 290], [1, 310, 311, 312, 313, 314, 315], [1]]
 TOKENS = torch.randint(3, 500, (6, 4, 1), generator=torch.Generator().manual_seed(0))  # of six steps
 
 
-def read(model: Any, rows: list[list[int]], forward: bool) -> Steps:
+def read(model: Any, rows: list[list[int]], forward: bool, fixed: bool = False) -> Steps:
     """The steps after these prompts."""
     tokens, mask = pad_batch(rows, 0, "left")
     places = position_ids(mask)
@@ -31,12 +32,19 @@ def read(model: Any, rows: list[list[int]], forward: bool) -> Steps:
     following = places[:, -1:] + 1
     if forward:
         return Forward(model, out.past_key_values, mask, following)
+    if fixed:
+        family = family_of(model)
+        assert family is not None
+        return FixedSteps(family, model, out.past_key_values, mask, following, len(TOKENS), None, None, compiled=False)
     return steps_of(model, out.past_key_values, mask, following, len(TOKENS), None, None)
 
 
-def llama(kind: str) -> Any:
-    """The embedded model (grouped heads), with adapters, or one with biases, a head a key and scaled rotations."""
+def small(kind: str) -> Any:
+    """The embedded model (grouped heads), with adapters; a Llama with biases, a head a key and scaled rotations; or a GPT-2."""
     torch.manual_seed(0)
+    if kind == "gpt2":
+        gpt2 = GPT2Config(vocab_size=512, n_embd=32, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=2, initializer_range=0.3)
+        return GPT2LMHeadModel(gpt2).eval()
     if kind == "biased":
         rotary = dict(rope_type="llama3", factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, rope_theta=10_000.0,
                       original_max_position_embeddings=16)  # fmt: skip
@@ -57,12 +65,12 @@ def llama(kind: str) -> Any:
 
 
 @pytest.mark.parametrize("rows", [ROWS, [ROWS[0]] * 4], ids=["padded", "even"])
-@pytest.mark.parametrize("kind", ["stories", "adapters", "biased"])
+@pytest.mark.parametrize("kind", ["stories", "adapters", "biased", "gpt2"])
 @torch.no_grad()
 def test_steps_are_the_models_own(kind: str, rows: list[list[int]]) -> None:
-    model = llama(kind)
+    model = small(kind)
     ours, own = read(model, rows, forward=False), read(model, rows, forward=True)
-    assert isinstance(ours, LlamaSteps)
+    assert isinstance(ours, CachedSteps)
     left = torch.arange(4)
     for i, token in enumerate(TOKENS):
         if i == 3:  # rows leave, and the rest change places
@@ -74,9 +82,24 @@ def test_steps_are_the_models_own(kind: str, rows: list[list[int]]) -> None:
         assert float(expected.std()) > 0.1
 
 
+@pytest.mark.parametrize("rows", [ROWS, [ROWS[0]] * 4], ids=["padded", "even"])
+@pytest.mark.parametrize("kind", ["stories", "gpt2"])
+@pytest.mark.parametrize("fused", [True, False])
+@torch.no_grad()
+def test_steps_of_fixed_shape_are_the_models_own(
+    kind: str, rows: list[list[int]], fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a GPU's graph replays them: the places to come are hidden."""
+    monkeypatch.setattr(decode, "wants_fused", lambda device: fused)
+    model = small(kind)
+    ours, own = read(model, rows, forward=False, fixed=True), read(model, rows, forward=True)
+    for token in TOKENS:
+        torch.testing.assert_close(ours.step(token), own.step(token), rtol=1e-4, atol=1e-4)
+
+
 @torch.no_grad()
 def test_the_watched_block_is_seen() -> None:
-    model = llama("stories")
+    model = small("stories")
     tokens, mask = pad_batch(ROWS, 0, "left")
     places = position_ids(mask)
     out = model(input_ids=tokens, attention_mask=mask.long(), position_ids=places, use_cache=True)
@@ -93,17 +116,23 @@ def test_the_watched_block_is_seen() -> None:
 
 
 def test_other_models_take_their_own_forward() -> None:
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=512, n_embd=16, n_layer=2, n_head=2)).eval()
-    assert isinstance(read(model, ROWS, forward=False), Forward)
-    changing = llama("stories")
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=512, n_embd=16, n_layer=2, n_head=2, bos_token_id=1, eos_token_id=2, reorder_and_upcast_attn=True
+    )  # fmt: skip
+    assert isinstance(read(GPT2LMHeadModel(config).eval(), ROWS, forward=False), Forward)
+    opt = OPTConfig(vocab_size=512, hidden_size=16, ffn_dim=32, num_hidden_layers=1, num_attention_heads=2)
+    assert isinstance(read(OPTForCausalLM(opt).eval(), ROWS, forward=False), Forward)
+    changing = small("stories")
     changing.model.rotary_emb.rope_type = "dynamic"  # its table depends on the length so far
     assert isinstance(read(changing, ROWS, forward=False), Forward)
 
 
+@pytest.mark.parametrize("kind", ["stories", "gpt2"])
 @torch.no_grad()
-def test_bf16() -> None:
+def test_bf16(kind: str) -> None:
     """Under autocast the steps round as the model's forward does, to what bf16 holds."""
-    model = llama("stories")
+    model = small(kind)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         ours, own = read(model, ROWS, forward=False), read(model, ROWS, forward=True)
         for token in TOKENS:
@@ -137,9 +166,9 @@ def test_compiled_steps_draw_the_same(capsys: pytest.CaptureFixture[str]) -> Non
 @torch.no_grad()
 def test_the_compiled_function_uncompiled_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
     """As it runs where torch.compile gives up: the cache is in bf16, and the rotary table makes float32 of the keys."""
-    model = llama("stories")
+    model = small("stories")
     tokens, mask = pad_batch(ROWS, 0)
-    monkeypatch.setattr(decode, "_compiled", lambda: decode._step)
+    monkeypatch.setattr(decode, "compile_once", lambda step: step)
     with torch.autocast("cpu", torch.bfloat16):
         plain, found = (sample_with(model, tokens, mask, 6, 1.0, 3, compiled=c) for c in (False, True))
     assert torch.equal(found.tokens, plain.tokens)

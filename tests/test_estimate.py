@@ -120,6 +120,12 @@ def test_options_move_what_they_should(estimated: Callable[..., dict[str, Any]],
     assert whole["activations"] / micro["activations"] > 4  # four times for the rows, and more for the precision
     compiled = estimated("ppo", "--model.compile_sampler", "true")["phases"]["rollout"]
     assert {**compiled, "process": 0} == {**estimated("ppo")["phases"]["rollout"], "process": 0}
+    compiles: list[Any] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "compile", lambda *_, **__: compiles.append(1))
+        blocks = estimated("ppo", "--model.compile_blocks", "true")
+    assert blocks["totals"]["update"] > 0
+    assert not compiles  # what first runs while bytes are counted is never compiled in this process again
     other = estimated("ppo", "--model.value", "separate", "--model.trainable_layers", "1")["phases"]["checkpoint"]
     trunk = load_lm(small).model.base_model
     block = storage_bytes([*trunk.layers[1].parameters(), *trunk.norm.parameters()])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,14 @@ import pytorch_lightning as L
 import torch
 from tiny import PROMPTS, STORIES, TASK, Rows, trainer_of, write
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from lightning_rlhf import estimate, ppo_setup
+from lightning_rlhf.blocks import blocks_of, checkpointed, compiled
 from lightning_rlhf.data import PreferenceData, PromptBatch, PromptData, SFTData
 from lightning_rlhf.lora import LoRA, MergedLinear, add_lora, lora_layers
-from lightning_rlhf.memory import SharedWeights, blocks_of, checkpointed
+from lightning_rlhf.memory import SharedWeights
 from lightning_rlhf.models import ScalarModel, SplitTrunk, hidden_states, load_lm, load_tokenizer, pad_batch, save_reward
 from lightning_rlhf.optim import AdamTF
 from lightning_rlhf.ppo import PPOModule, Rollout
@@ -331,11 +334,31 @@ def test_nothing_runs_again_where_there_is_no_gradient() -> None:
     assert runs == 4
 
 
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler, and there is no c++ here")
+def test_compiled_blocks_are_one_function_that_computes_the_same() -> None:
+    """Hidden states and gradients, with the blocks run again in the backward pass or not."""
+    model = load_lm(STORIES).model
+    tokens, mask = pad_batch(ROWS, 0)
+    found = []
+    counters.clear()
+    for on, again in ((False, False), (True, False), (True, True)):
+        with compiled(model, on), checkpointed(model, again):
+            hidden = hidden_states(model, tokens, mask)
+        (hidden[mask] ** 2).sum().backward()
+        found.append([hidden[mask].detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
+        model.zero_grad()
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not any("forward" in vars(block) for block in model.modules())
+    for one, *others in zip(*found, strict=True):
+        for other in others:
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * float(one.abs().max()))
+
+
 def test_blocks_are_found_or_refused() -> None:
     model = load_lm(STORIES).model
     assert blocks_of(model) == blocks_of(model.model) == list(model.model.layers)
     model.model.layers = nn.Sequential(*model.model.layers)
-    with pytest.raises(UsageError, match="gradient_checkpointing, .*: not supported for LlamaModel"):
+    with pytest.raises(UsageError, match="gradient_checkpointing, compile_blocks, .*: not supported for LlamaModel"):
         blocks_of(model)
 
 

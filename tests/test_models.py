@@ -21,16 +21,16 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from lightning_rlhf.blocks import blocks_of
 from lightning_rlhf.logprobs import (
     Against,
-    _HeadLogprobs,
     entropy_of,
     head_logprobs,
     head_logprobs_and_kl,
+    head_of,
     logits_of,
     token_logprobs,
 )
-from lightning_rlhf.memory import blocks_of
 from lightning_rlhf.models import (
     ASSETS,
     LM,
@@ -148,19 +148,25 @@ def test_entropy() -> None:
 @pytest.mark.parametrize("frozen", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("rows", [1, 3, 100])
-def test_head_logprobs_are_those_of_whole_logits(frozen: bool, bias: bool, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("on_gpu", [True, False])
+def test_head_logprobs_are_those_of_whole_logits(
+    frozen: bool, bias: bool, rows: int, on_gpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the sizes of a GPU too, and by the functions that are compiled there (not compiled here)."""
     torch.manual_seed(0)
+    monkeypatch.setattr("lightning_rlhf.logprobs.wants_alignment", lambda device, dtype: on_gpu)
+    monkeypatch.setattr("lightning_rlhf.logprobs._compiled", lambda function: function)
     head = torch.nn.Linear(6, 11, bias=bias)
     head.requires_grad_(not frozen)
     model = type("Model", (), {"get_output_embeddings": lambda self: head})()
-    apply = _HeadLogprobs.apply
-    monkeypatch.setattr(_HeadLogprobs, "apply", lambda *given: apply(*given[:-1], rows))
+    monkeypatch.setattr("lightning_rlhf.logprobs._rows_of_logits", lambda head: rows)
     labels, slope = torch.randint(0, 11, (2, 4)), torch.randn(2, 4)
     grads = []
     for fused in (True, False):
         hidden = torch.randn(2, 4, 6, generator=torch.Generator().manual_seed(1), requires_grad=True)
         if fused:
-            logprobs, entropy = head_logprobs(model, hidden, labels, 0.7)
+            logprobs, entropy = head_logprobs(model, hidden, labels, 0.7, fused=on_gpu)
+            torch.testing.assert_close(head_of(model)(hidden), head(hidden))
         else:
             logprobs, entropy = token_logprobs(head(hidden), labels, 0.7), entropy_of(head(hidden), 0.7)
         head.zero_grad()
@@ -192,8 +198,12 @@ def test_head_logprobs_under_autocast(frozen: bool) -> None:
 @pytest.mark.parametrize("frozen", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("rows", [1, 3, 100])
-def test_head_kl_is_that_of_whole_logits(frozen: bool, bias: bool, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("on_gpu", [True, False])
+def test_head_kl_is_that_of_whole_logits(
+    frozen: bool, bias: bool, rows: int, on_gpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
+    monkeypatch.setattr("lightning_rlhf.logprobs.wants_alignment", lambda device, dtype: on_gpu)
     heads = [torch.nn.Linear(6, 11, bias=bias).requires_grad_(not frozen) for _ in range(2)]
     model, reference = (type("Model", (), {"get_output_embeddings": lambda self, head=head: head})() for head in heads)
     monkeypatch.setattr("lightning_rlhf.logprobs._rows_of_logits", lambda head: rows)

@@ -14,10 +14,10 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from lightning_rlhf.blocks import blocks_of
 from lightning_rlhf.cli import main
 from lightning_rlhf.data import PreferenceData, SFTData
 from lightning_rlhf.lora import LoRA
-from lightning_rlhf.memory import blocks_of
 from lightning_rlhf.models import load_lm, load_scalar, load_tokenizer, pad_batch
 from lightning_rlhf.optim import AdamTF
 from lightning_rlhf.reward import RewardModule

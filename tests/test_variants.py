@@ -16,11 +16,12 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.text import CharErrorRate
 
-from lightning_rlhf import decode
+from lightning_rlhf import blocks, decode
+from lightning_rlhf import logprobs as heads
 from lightning_rlhf.alarms import Thresholds
+from lightning_rlhf.blocks import blocks_of
 from lightning_rlhf.cli import main
 from lightning_rlhf.data import PromptBatch, PromptData
-from lightning_rlhf.memory import blocks_of
 from lightning_rlhf.models import ScalarModel, first_blocks, load_lm, load_scalar, save_reward
 from lightning_rlhf.optim import AdamTF
 from lightning_rlhf.ppo import Outputs, PPOModule, Rollout
@@ -290,7 +291,7 @@ def test_the_compiled_sampler_is_asked_and_changes_nothing(
     """The function itself, not compiled here (tests/test_decode.py does)."""
     _, plain = run(tmp_path / "plain", iterations=2, **options)
     steps = []
-    monkeypatch.setattr(decode, "_compiled", lambda: lambda *given: steps.append(1) or decode._step(*given))
+    monkeypatch.setattr(decode, "compile_once", lambda step: lambda *given: steps.append(1) or step(*given))
     _, found = run(tmp_path / "compiled", iterations=2, compile_sampler=True, **options)
     assert steps
     timed = ("elapsed", "tok/s")
@@ -657,6 +658,32 @@ def test_options_are_checked(tmp_path: Path, options: dict, message: str) -> Non
     problems = module.check(data, trainer_of(), False)
     assert len(problems) == 1
     assert message in problems[0]
+
+
+def test_compiled_blocks_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The functions themselves, not compiled here (tests/test_memory.py does), in a few widths; `validate` too."""
+    calls: list[tuple[str, int]] = []
+
+    def uncompiled(function: Any) -> Any:
+        def run(*given: Any, **named: Any) -> Any:
+            calls.append((function.__qualname__, next(x for x in given if isinstance(x, torch.Tensor)).shape[1]))
+            return function(*given, **named)
+
+        return run
+
+    options: dict[str, Any] = dict(iterations=2, micro_batch_size=4, val=4)
+    _, plain = run(tmp_path / "plain", **options)
+    monkeypatch.setattr(blocks, "_compiled", uncompiled)
+    monkeypatch.setattr(heads, "_compiled", uncompiled)
+    _, found = run(tmp_path / "compiled", compile_blocks=True, **options)
+    names = {name for name, _ in calls}
+    assert names == {"LlamaDecoderLayer.forward", "_statistics", "_slope"}
+    assert {width % 8 for name, width in calls if name.startswith("Llama")} == {0}
+    timed = ("elapsed", "tok/s")
+    for one, other in zip(plain, found, strict=True):
+        assert {k for k in one if one[k] != pytest.approx(other[k], rel=1e-3, abs=1e-4) and not k.startswith(timed)} == set()
+    again, data = made(tmp_path / "compiled", compile_blocks=True, overwrite=True, **options)
+    trainer_of().validate(again, data, verbose=False)  # under inference mode
 
 
 def test_compiling_needs_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ Each step reads the files of the one before it; `report` runs whatever is missin
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -288,12 +289,19 @@ def judge_reward(learned: str | None, known: str | None, comparisons: str | None
 
 
 def curves(logs: str | None) -> dict[str, Any]:
-    """The latest metrics.csv of each stage."""
+    """Each stage's metrics.csv of all versions: a resumed run goes on in a further one, in place of what it does again."""
     found = {}
     for stage in ("sft", "reward", "ppo"):
         files = sorted(Path(logs or "").glob(f"{stage}/version_*/metrics.csv"), key=lambda f: int(f.parent.name.split("_")[1]))
-        if logs and files:
-            found[stage] = read_curves(str(files[-1]))
+        joined: dict[str, list[list[float | None]]] = {}
+        for file in files if logs else ():
+            new = read_curves(str(file))
+            start = min((x for points in new.values() for x, _ in points if x is not None), default=math.inf)
+            joined = {name: [p for p in points if p[0] is not None and p[0] < start] for name, points in joined.items()}
+            for name, points in new.items():
+                joined.setdefault(name, []).extend(points)
+        if joined:
+            found[stage] = joined
     return found
 
 

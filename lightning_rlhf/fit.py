@@ -74,7 +74,7 @@ class RLHFCLI(LightningCLI):
         subcommand = self.config[self.config.subcommand]
         resume = subcommand.get("ckpt_path")
         config = yaml.safe_load(self._parser(self.config.subcommand).dump(subcommand, skip_validation=True))
-        self.model.record_options(config, self.datamodule.files)
+        self.model.record_options(config, self.datamodule.files, self.trainer)
         given = config["model"]["init_args"]
         reward = given.get("reward")
         directory = reward if isinstance(reward, str) and Path(reward).is_dir() else None

@@ -143,7 +143,7 @@ class PPOModule(PPOSetup):
         k1 = kl_estimate(rollout.logprobs, rollout.ref_logprobs, rollout.real)
         kl = self.kl_of(rollout, k1)
         rewards = penalised(rollout.scores, kl, rollout.real, kl_coef=beta, level=self.kl_level)
-        own = None if self.kl_estimator == "k1" else beta * (kl - k1)
+        own = None if self.kl_estimator == "k1" else beta * (kl - k1) * self.reach(rollout.real)
         advantages, returns = self.advantages(rewards, rollout.values, rollout.real, own)
         # 3. inner epochs × minibatches × micro-batches
         stats = self.update(rollout, advantages, returns)
@@ -175,6 +175,13 @@ class PPOModule(PPOSetup):
         if rollout.full_kl is not None:
             return torch.where(rollout.real, rollout.full_kl, 0.0)
         return kl_estimate(rollout.logprobs, rollout.ref_logprobs, rollout.real, self.kl_estimator)
+
+    def reach(self, real: Tensor) -> Tensor | float:
+        """How much of a token's own KL is in its advantage (B, R): all; (γλ)^(places to the last token), if that has the sum."""
+        if self.kl_level == "token":
+            return 1.0
+        places = torch.arange(real.shape[1], device=real.device)
+        return (self.gamma * self.lam) ** (real.sum(1, keepdim=True) - 1 - places).clamp_min(0)
 
     @torch.no_grad()
     def advantages(self, rewards: Tensor, values: Tensor, real: Tensor, own: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -362,6 +369,9 @@ class PPOModule(PPOSetup):
             else:
                 part = torch.tensor(call_reward(scorer.reward, batch.texts, texts, batch.columns), device=found.device)
             scores = scores + scorer.weight * part.float()
+        if not bool(scores.isfinite().all()):
+            wrong = f"{int((~scores.isfinite()).sum())} of {len(scores)} scores are not finite at iteration {self.updates}"
+            raise UsageError(f"model.reward: {wrong}, expected finite numbers")
         if self.score_clip is not None:
             scores = scores.clamp(-self.score_clip, self.score_clip)
         penalty = self.task.penalty if self.missing_eos_penalty is None else self.missing_eos_penalty
@@ -560,6 +570,7 @@ class PPOModule(PPOSetup):
                 values = value if isinstance(value, dict) else {type(metric).__name__: value}
                 found.update({f"val/{name}": float(v) for name, v in values.items()})
                 metric.reset()  # type: ignore[operator]
+        self.figures.update(found)
         if self.trainer.training:  # `_validate_what_is_due`: what a training step logs, Lightning repeats at each later one
             for logger in self.loggers:
                 logger.log_metrics(found, step=max(0, self.updates - 1))
@@ -573,6 +584,11 @@ class PPOModule(PPOSetup):
         if self.trainer.is_global_zero:
             table = Path(f"{self.output}.samples") / f"{self.updates:06d}.jsonl"
             write_table(table, answers, task=self.task.name, policy="ppo", iteration=self.updates)
+
+    def before_export(self) -> None:
+        """The last validation, where a kill after the last checkpoint kept it from running."""
+        with torch.no_grad(), self.trainer.precision_plugin.val_step_context():  # type: ignore[attr-defined]
+            self._validate_what_is_due()
 
     def _validate_what_is_due(self) -> None:
         """Iteration 0's validation; and one that a kill, after a checkpoint, kept from running."""
@@ -612,6 +628,7 @@ class PPOModule(PPOSetup):
             "elapsed/fps": len(scores) / seconds, "elapsed/time": elapsed,
         }  # fmt: skip
         self.log_dict(logged, batch_size=len(scores))
+        self.figures.update({name: value for name, value in logged.items() if not name.startswith("elapsed/")})
         bar = {"score": score, "kl": kl, "beta": beta, "tok/s": real.sum().item() / seconds}
         self.log_dict(bar, prog_bar=True, logger=False, batch_size=len(scores))
         return logged
@@ -625,6 +642,6 @@ class PPOModule(PPOSetup):
             value.head = self.value_head
             info = {"task": self.task.name, "base": self.value_init or self.policy_name, "role": "value"}
             save_reward(Path(self.output) / "value", value, self.tokenizer, info)
-        figures = {k: float(v) for k, v in self.trainer.callback_metrics.items() if "/" in k}
+        figures = {**{k: float(v) for k, v in self.trainer.callback_metrics.items() if "/" in k}, **self.figures}
         beside = {"guard": self.guard_result, "beta": self.kl.coef, "updates": self.updates}
         return {**figures, **beside, "skipped_steps": self.skipped_steps, "alarms": self.alarms.raised}

@@ -16,6 +16,7 @@ from pytorch_lightning.cli import OptimizerCallable
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import nn
 from torchmetrics import Metric
+from transformers import AutoConfig
 
 from .alarms import Alarms, Thresholds
 from .blocks import blocks_of
@@ -192,6 +193,7 @@ class PPOSetup(StageModule):
         self.updates = self.episodes = self.skipped_steps = 0
         self.validated = -1  # updates at the last validation
         self.first_scores: list[float] | None = None  # iteration 0's, of the validation prompts
+        self.figures: dict[str, float] = {}  # the last that were logged, for run.json
         self.answers: list[Answer] = []
         self.first_pass: Any = None  # of the rollout, with its graph, for the first inner epoch
         self.began = 0.0
@@ -204,6 +206,12 @@ class PPOSetup(StageModule):
         problems = super().check(data, trainer, resuming)
         for name in sorted({self.policy_name, self.reference_name}):
             problems += told(find_lm, name)
+        most = _positions(self.policy_name)
+        if most is not None and self.task.query_length + self.task.response_length > most:
+            problems.append(
+                f"task.query_length, task.response_length: found {self.task.query_length} and {self.task.response_length}, "
+                f"{self.policy_name} has {most} positions"
+            )
         for name in (*(part.reward for part in self.parts), *filter(None, [self.held_out_reward])):
             problems += told(find_reward, name, self.task.name, self.allow_other_task)
         problems += self._contradictions(bool(data.files.get("val")))
@@ -225,6 +233,17 @@ class PPOSetup(StageModule):
         if self.kl_target is not None and not (self.kl_target > 0 and self.kl_horizon > 0):
             found = f"{self.kl_target} and {self.kl_horizon}"
             problems.append(f"model.kl_target, model.kl_horizon: found {found}, expected both above 0")
+        elif self.kl_target is not None and 0.2 * data.batch_size >= self.kl_horizon:
+            problems.append(
+                f"model.kl_horizon: found {self.kl_horizon} with data.batch_size {data.batch_size}; β is multiplied by up to "
+                f"1 ± 0.2 · batch / horizon an iteration, expected above {0.2 * data.batch_size:g}"
+            )
+        for option, expected in (("max_epochs", 1), ("max_steps", -1)):
+            if (found_here := getattr(trainer, option, expected)) != expected:
+                problems.append(
+                    f"trainer.{option}: found {found_here}, expected {expected}: a run is data.total_episodes long, and so is "
+                    "the learning rate's schedule"
+                )
         for option in ("num_ppo_epochs", "num_mini_batches"):
             if getattr(self, option) < 1:
                 problems.append(f"model.{option}: found {getattr(self, option)}, expected at least 1")
@@ -262,8 +281,15 @@ class PPOSetup(StageModule):
         for option in ("score_clip", "target_kl", "max_grad_norm"):
             if (found := getattr(self, option)) is not None and not found > 0:
                 problems.append(f"model.{option}: found {found}, expected above 0, or null")
-        if self.kl_loss < 0:
-            problems.append(f"model.kl_loss: found {self.kl_loss}, expected at least 0")
+        for option in ("cliprange", "cliprange_value"):
+            if not (found := getattr(self, option)) > 0:
+                problems.append(f"model.{option}: found {found}, expected above 0")
+        for option in ("kl_loss", "vf_coef", "kl_tolerance"):
+            if not (found := getattr(self, option)) >= 0:
+                problems.append(f"model.{option}: found {found}, expected at least 0")
+        for option in ("gamma", "lam"):
+            if not 0 <= (found := getattr(self, option)) <= 1:
+                problems.append(f"model.{option}: found {found}, expected 0 to 1")
         if self.max_skipped_steps < 0:
             problems.append(f"model.max_skipped_steps: found {self.max_skipped_steps}, expected at least 0")
         if not self.parts:
@@ -329,6 +355,7 @@ class PPOSetup(StageModule):
         for reward in (*rewards, self.held_out):
             if isinstance(reward, LearnedReward):
                 reward.requires_grad_(False)
+                reward.even = self.sharded
                 self._hold(shared, reward.scalar.trunk, adapter=Path(reward.directory) / "adapter")
 
     def _hold(self, shared: SharedWeights, network: Any, trained: bool = False, adapter: Path | None = None) -> None:
@@ -433,14 +460,25 @@ class PPOSetup(StageModule):
     def stage_state(self) -> dict[str, Any]:
         """β, the counters, what alarms and validations compare with; sampling needs no random state."""
         counters = {k: getattr(self, k) for k in ("updates", "episodes", "skipped_steps", "validated", "first_scores")}
-        return {"kl": self.kl.state_dict(), "alarms": self.alarms.state_dict(), **counters}
+        return {"kl": self.kl.state_dict(), "alarms": self.alarms.state_dict(), "figures": dict(self.figures), **counters}
 
     def load_stage_state(self, state: dict[str, Any]) -> None:
         """Take them up."""
         self.kl.load_state_dict(state["kl"])
         self.alarms.load_state_dict(state["alarms"])
+        self.figures = dict(state.get("figures", {}))
         for counter in ("updates", "episodes", "skipped_steps", "validated", "first_scores"):
             setattr(self, counter, state[counter])
+
+
+def _positions(name: str) -> int | None:
+    """How many positions a model's table has; None where it has no table, or there is no such model."""
+    try:
+        found = find_lm(name)
+        config = None if found.endswith(".gguf") else AutoConfig.from_pretrained(found)
+    except (UsageError, OSError, ValueError):
+        return None
+    return getattr(config, "n_positions", None)
 
 
 def _is_reward(name: str) -> bool:

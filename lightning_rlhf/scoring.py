@@ -59,6 +59,7 @@ class LearnedReward(nn.Module):
         self.directory = directory
         self.scalar.requires_grad_(False)
         self.batch_size = batch_size
+        self.even = False  # sharded: as many passes on every rank, whatever its rows' lengths
 
     @torch.no_grad()
     def score_tokens(self, rows: Sequence[Sequence[int]], group: int = 1) -> Tensor:
@@ -70,7 +71,7 @@ class LearnedReward(nn.Module):
         """
         device = self.scalar.gain.device
         scores = []
-        many = rows_at_once(device.type, self.batch_size, max(map(len, rows), default=1))
+        many = self.batch_size if self.even else rows_at_once(device.type, self.batch_size, max(map(len, rows), default=1))
         size = max(1, many // group) * group
         for first in range(0, len(rows), size):
             tokens, mask = (x.to(device) for x in pad_batch(rows[first : first + size], 0, "right"))

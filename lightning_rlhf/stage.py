@@ -6,6 +6,7 @@ reloaded from where it came from. A resume with other options is refused by name
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +18,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 
 from .files import file_sha256, put_in_place, remove
 from .lora import LoRA
+from .models import fingerprint
 from .runinfo import RunInfo
 from .sharding import (
     average_gradients,
@@ -144,20 +146,28 @@ class StageModule(L.LightningModule):
         """Options and the stage's state come in."""
         checkpoint["stage"] = {"name": self.stage, "options": self.options, "state": self.stage_state()}
 
-    def record_options(self, config: dict[str, Any], files: dict[str, str | None]) -> None:
+    def record_options(self, config: dict[str, Any], files: dict[str, str | None], trainer: L.Trainer) -> None:
         """Take the whole parsed config for run.json, and of it for a resume what decides the numbers; files count by content.
 
         Args:
             config: The parsed config, as plain values.
             files: Option of the data module → file.
+            trainer: What the config's is.
         """
         self.run_config = config
         self.run_files = [f for f in files.values() if f]
         for part in ("model", "data"):
             self.options.update(flat(config[part]["init_args"], part, skip=files if part == "data" else ()))
             self.options[part] = config[part]["class_path"]
-        decisive = ("precision", "max_epochs", "max_steps", "limit_train_batches", "gradient_clip_val", "accumulate_grad_batches")
+        decisive = (
+            "precision", "max_epochs", "max_steps", "limit_train_batches", "gradient_clip_val", "accumulate_grad_batches",
+            "val_check_interval", "check_val_every_n_epoch", "limit_val_batches",
+        )  # fmt: skip
         self.options.update({f"trainer.{k}": config["trainer"].get(k) for k in decisive})
+        self.options.update({"trainer.devices (in all)": trainer.world_size, "trainer.strategy": type(trainer.strategy).__name__})
+        for name in ("policy", "reference", "value_init"):  # what a checkpoint does not hold of them must be what it was
+            if given := self.options.get(f"model.{name}"):
+                self.options[f"model.{name}"] = f"{given} ({weights_hash(given)})"
         for option, file in files.items():
             self.options[f"data.{option}"] = f"sha256 {file_sha256(file)[:16]}" if file and Path(file).is_file() else file
 
@@ -260,6 +270,14 @@ class StageCheckpoint(L.Callback):
         if trainer.is_global_zero:
             put_in_place(self.partial, self.path)
         trainer.strategy.barrier()
+
+
+def weights_hash(name: str) -> str:
+    """A short hash of a model's weights; of one that is not there, what is told elsewhere."""
+    try:
+        return f"weights {hashlib.sha256(fingerprint(name).encode()).hexdigest()[:12]}"
+    except UsageError:
+        return "not found"
 
 
 def flat(tree: dict[str, Any], prefix: str, skip: Any = ()) -> dict[str, Any]:

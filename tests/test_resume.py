@@ -198,12 +198,15 @@ def test_reward_json_is_equal(runs: Runs) -> None:
     assert whole == resumed
 
 
-PHASES = {"rollout": 7, "checkpoint": 2, "validation": 4}  # the how-many-th call ends the process
-LAST = {"rollout": 2, "checkpoint": 1, "validation": 2}  # iterations that the last checkpoint before that holds
+PHASES = {  # the how-many-th call of what ends the process
+    "rollout": ("rollout", 7), "checkpoint": ("checkpoint", 2), "validation": ("validation", 4), "end": ("validation", 6),
+}  # fmt: skip
+LAST = {"rollout": 2, "checkpoint": 1, "validation": 2, "end": 4}  # iterations that the last checkpoint before that holds
 
 
 def test_killed_in_each_phase(tiny_run: Path, tmp_path: Path, command: Callable[..., list[str]]) -> None:
-    """In a rollout (beside those of validation), half-way through a checkpoint's file, in a validation after a checkpoint."""
+    """In a rollout (beside those of validation), half-way through a checkpoint's file, in a validation after a checkpoint, in the
+    last one, when nothing is left to train."""
     (tmp_path / "killer_in.py").write_text(KILLER_IN, encoding="utf-8")
 
     def arguments(name: str, *flags: str) -> list[str]:
@@ -212,7 +215,8 @@ def test_killed_in_each_phase(tiny_run: Path, tmp_path: Path, command: Callable[
         saver = {"class_path": "lightning_rlhf.stage.StageCheckpoint", "init_args": {"path": str(here / "last.ckpt"), "every": 1}}
         callbacks: list[dict[str, Any]] = [saver]
         if name in PHASES and "--ckpt_path" not in flags:
-            callbacks.append({"class_path": "killer_in.KillIn", "init_args": {"phase": name, "left": PHASES[name]}})
+            phase, left = PHASES[name]
+            callbacks.append({"class_path": "killer_in.KillIn", "init_args": {"phase": phase, "left": left}})
         overlay = {
             "model": {"init_args": {"output": str(here / "export")}},
             "data": {"init_args": {"val": str(tiny_run / "prompts/val.jsonl")}},
@@ -237,6 +241,8 @@ def test_killed_in_each_phase(tiny_run: Path, tmp_path: Path, command: Callable[
     expected = load_file(tmp_path / "whole/export/model.safetensors")
     tables = {f.name: f.read_bytes() for f in (tmp_path / "whole/export.samples").iterdir()}
     assert sorted(tables) == ["000000.jsonl", "000002.jsonl", "000004.jsonl"]
+    figures = run_figures(tmp_path / "whole/export")
+    assert {"objective/kl", "ppo/ratio_error", "val/score", "val/beats_first"} <= figures.keys()
     for name, process in processes.items():
         _, err = process.communicate(timeout=300)
         assert process.returncode == -signal.SIGKILL, err
@@ -248,6 +254,13 @@ def test_killed_in_each_phase(tiny_run: Path, tmp_path: Path, command: Callable[
         found = load_file(here / "export/model.safetensors")
         assert all(torch.equal(tensor, found[key]) for key, tensor in expected.items()), name
         assert {f.name: f.read_bytes() for f in (here / "export.samples").iterdir()} == tables, name
+        assert run_figures(here / "export") == figures, name
+
+
+def run_figures(export: Path) -> dict[str, Any]:
+    """The figures of run.json, without clocks."""
+    found = json.loads((export / "run.json").read_text(encoding="utf-8"))["figures"]
+    return {k: v for k, v in found.items() if not k.startswith(("elapsed/", "tok/s"))}
 
 
 @pytest.mark.parametrize("stage", KILL_AT)
@@ -315,6 +328,8 @@ CHANGED = [
     ("ppo", "--seed_everything", "2", "seed_everything: found 2, the checkpoint was made with 1"),
     ("ppo", "--task.temperature", "0.5", "task.temperature: found 0.5, the checkpoint was made with 0.7"),
     ("ppo", "--trainer.precision", "bf16-mixed", "trainer.precision: found 'bf16-mixed'"),
+    ("ppo", "--trainer.limit_val_batches", "3", "trainer.limit_val_batches: found 3"),
+    ("ppo", "--trainer.val_check_interval", "3", "trainer.val_check_interval: found 3"),
     ("sft", "--trainer.max_epochs", "2", "trainer.max_epochs: found 2, the checkpoint was made with 1"),
     ("reward", "--model.normalise_samples", "64", "model.normalise_samples: found 64, the checkpoint was made with 32"),
 ]
@@ -349,6 +364,20 @@ def test_changed_optimizer_and_data_are_refused(runs: Runs, tiny_run: Path, tmp_
         or "model.optimizer.class_path: found 'torch.optim.Adam'" in message
     )
     assert "data.train: found 'sha256 " in message
+
+
+@pytest.mark.usefixtures("no_models")
+def test_changed_weights_of_the_start_are_refused(runs: Runs, tmp_path: Path, refused: Callable[..., str]) -> None:
+    """A checkpoint holds what trains: the rest of the policy must be what it was; so must the number of devices."""
+    saved = torch.load(runs.killed / "ppo/last.ckpt", weights_only=True)
+    options = saved["stage"]["options"]
+    assert options["model.policy"].endswith(")") and "(weights " in options["model.policy"]
+    options["model.policy"] = options["model.policy"][:-4] + "000)"
+    options["trainer.devices (in all)"] = 2
+    torch.save(saved, tmp_path / "other.ckpt")
+    message = refused(runs.arguments("ppo", runs.killed, "--ckpt_path", str(tmp_path / "other.ckpt")))
+    assert "--ckpt_path: model.policy: found 'stories260k (weights" in message
+    assert "--ckpt_path: trainer.devices (in all): found 1, the checkpoint was made with 2" in message
 
 
 @pytest.mark.usefixtures("no_models")

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tiny import PROMPTS
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.text import CharErrorRate
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from lightning_rlhf import blocks, decode
 from lightning_rlhf import logprobs as heads
@@ -22,7 +24,8 @@ from lightning_rlhf.alarms import Thresholds
 from lightning_rlhf.blocks import blocks_of
 from lightning_rlhf.cli import main
 from lightning_rlhf.data import PromptBatch, PromptData
-from lightning_rlhf.models import ScalarModel, first_blocks, load_lm, load_scalar, save_reward
+from lightning_rlhf.models import ScalarModel, first_blocks, load_lm, load_scalar, load_tokenizer, save_reward
+from lightning_rlhf.objective import gae, penalised
 from lightning_rlhf.optim import AdamTF
 from lightning_rlhf.ppo import Outputs, PPOModule, Rollout
 from lightning_rlhf.scoring import LearnedReward, WeightedReward
@@ -650,6 +653,13 @@ def test_over_optimisation_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ({"held_out_reward": "known:taste", "val": 2}, "no such known reward"),
         ({"metrics": [CharErrorRate()]}, "model.metrics: given without data.val, expected validation prompts"),
         ({"alarms": Thresholds(patience=0)}, "model.alarms.patience: found 0, expected at least 1"),
+        ({"cliprange": -0.2}, "model.cliprange: found -0.2, expected above 0"),
+        ({"cliprange_value": 0.0}, "model.cliprange_value: found 0.0, expected above 0"),
+        ({"lam": 1.5}, "model.lam: found 1.5, expected 0 to 1"),
+        ({"gamma": -0.1}, "model.gamma: found -0.1, expected 0 to 1"),
+        ({"vf_coef": -1.0}, "model.vf_coef: found -1.0, expected at least 0"),
+        ({"kl_tolerance": -1.0}, "model.kl_tolerance: found -1.0, expected at least 0"),
+        ({"kl_horizon": 1.5}, "model.kl_horizon: found 1.5 with data.batch_size 8"),
         ({"reward": [WeightedReward("known:sentiment"), WeightedReward("known:taste")]}, "no such known reward"),
     ],
 )
@@ -684,6 +694,54 @@ def test_compiled_blocks_change_nothing(tmp_path: Path, monkeypatch: pytest.Monk
         assert {k for k in one if one[k] != pytest.approx(other[k], rel=1e-3, abs=1e-4) and not k.startswith(timed)} == set()
     again, data = made(tmp_path / "compiled", compile_blocks=True, overwrite=True, **options)
     trainer_of().validate(again, data, verbose=False)  # under inference mode
+
+
+class NotFinite:
+    """A reward of token ids, one of them not a number."""
+
+    def score_tokens(self, rows: list[list[int]]) -> torch.Tensor:
+        return torch.tensor([math.nan] + [0.0] * (len(rows) - 1))
+
+
+def test_a_run_is_as_long_as_its_episodes(tmp_path: Path) -> None:
+    module, data = made(tmp_path)
+    for epochs, steps, message in ((2, -1, "trainer.max_epochs: found 2"), (1, 3, "trainer.max_steps: found 3")):
+        trainer = L.Trainer(accelerator="cpu", devices=1, logger=False, max_epochs=epochs, max_steps=steps)
+        (problem,) = module.check(data, trainer, False)
+        assert problem.startswith(message)
+
+
+def test_more_tokens_than_positions(tmp_path: Path) -> None:
+    config = GPT2Config(vocab_size=512, n_embd=16, n_layer=1, n_head=2, n_positions=16, bos_token_id=1, eos_token_id=2)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    load_tokenizer("stories260k").save_pretrained(tmp_path / "gpt2")
+    module, data = made(tmp_path, policy=str(tmp_path / "gpt2"))
+    (problem,) = module.check(data, trainer_of(), False)
+    assert problem.endswith("gpt2 has 16 positions") and problem.startswith("task.query_length, task.response_length: found ")
+
+
+def test_a_learned_score_that_is_not_finite_stops(tmp_path: Path) -> None:
+    module, data = made(tmp_path)
+    module.configure_model()
+    module.scorers = [replace(module.scorers[0], reward=NotFinite(), same_tokens=True)]
+    with pytest.raises(UsageError, match="model.reward: 1 of 8 scores are not finite at iteration 0, expected finite numbers"):
+        trainer_of().fit(module, data)
+
+
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_a_tokens_own_kl_is_k1_in_its_advantage(tmp_path: Path, level: str) -> None:
+    """Whatever estimate the others have: advantages are those of GAE on rewards in which that token's own term alone is k1."""
+    module, _ = made(tmp_path, kl_estimator="k3", kl_level=level, gamma=0.9, lam=0.5)
+    g = torch.Generator().manual_seed(0)
+    kl, k1, values = (torch.randn(2, 5, generator=g) for _ in range(3))
+    real = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
+    kl, k1, values, scores = kl * real, k1 * real, values * real, torch.randn(2, generator=g)
+    of = lambda k: gae(penalised(scores, k, real, kl_coef=0.3, level=level), values, real, gamma=0.9, lam=0.5)[0]  # noqa: E731
+    found = of(kl) + 0.3 * (kl - k1) * module.reach(real)
+    for t in range(5):
+        only = kl.clone()
+        only[:, t] = k1[:, t]
+        torch.testing.assert_close(found[:, t][real[:, t]], of(only)[:, t][real[:, t]])
 
 
 def test_compiling_needs_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

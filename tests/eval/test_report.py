@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from eval.__main__ import curves
 from eval.browser import SCRIPT, SCRIPT_HASH
 from eval.plots import line_chart, ticks
 from eval.report import build_report, read_curves, render_html, render_markdown, write_report
@@ -542,6 +543,15 @@ def test_all_problems_in_one_error() -> None:
 def test_order_is_kept() -> None:
     report = build(order=["supervised", "rlhf", "zero-shot"])
     assert (report["baseline"], report["main"]) == ("supervised", "zero-shot")
+
+
+def test_curves_of_a_run_that_was_resumed(tmp_path: Path) -> None:
+    """A version goes on from the one before, and stands in place of what it does again."""
+    for number, steps in ((0, (0, 1, 2, 3)), (1, (2, 3, 4)), (10, (4, 5))):
+        rows = "".join(f"{step},{number}.{step}\n" for step in steps)
+        (tmp_path / f"ppo/version_{number}").mkdir(parents=True)
+        (tmp_path / f"ppo/version_{number}/metrics.csv").write_text("step,score\n" + rows, encoding="utf-8")
+    assert curves(str(tmp_path)) == {"ppo": {"score": [[0, 0.0], [1, 0.1], [2, 1.2], [3, 1.3], [4, 10.4], [5, 10.5]]}}
 
 
 def test_read_curves(tmp_path: Path) -> None:

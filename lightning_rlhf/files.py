@@ -445,3 +445,22 @@ def file_sha256(path: PathLike) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def members(path: PathLike) -> list[str]:
+    """The files on disk that a path names: itself, a directory's, a glob's; none of what is not there."""
+    name = os.fspath(path)
+    found = glob.glob(os.path.join(glob.escape(name), "*")) if os.path.isdir(name) else [name]
+    if not os.path.exists(name) and glob.has_magic(name):
+        found = glob.glob(name, recursive=True)
+    return sorted(file for file in found if os.path.isfile(file))
+
+
+def content(path: PathLike) -> str:
+    """What a path's files hold, as a short hash, wherever they stand; the path itself where there are none."""
+    files = members(path)
+    if not files:
+        return os.fspath(path)
+    each = [file_sha256(file) for file in files]
+    whole = each[0] if files == [os.fspath(path)] else hashlib.sha256("".join(each).encode()).hexdigest()
+    return f"sha256 {whole[:16]}"

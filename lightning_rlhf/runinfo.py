@@ -19,7 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from .files import file_sha256, sync
+from .files import file_sha256, members, sync
 
 PACKAGES = ("lightning-rlhf", "torch", "pytorch-lightning", "transformers", "torchmetrics", "numpy")
 
@@ -95,7 +95,7 @@ class RunInfo:
             "seed": self.seed,
             "commit": commit(),
             "versions": versions(),
-            "data": {str(p): file_sha256(p) for p in self.data if Path(p).is_file()},
+            "data": {file: file_sha256(file) for p in self.data for file in members(p)},
             "seconds": round(time.time() - self.began, 1),
             "peak_memory_mb": round(peak_memory_mb()),
             "config": self.config,

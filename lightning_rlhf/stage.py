@@ -16,7 +16,7 @@ import pytorch_lightning as L
 import torch
 from pytorch_lightning.utilities import rank_zero_warn
 
-from .files import file_sha256, put_in_place, remove
+from .files import content, put_in_place, remove
 from .lora import LoRA
 from .models import fingerprint
 from .runinfo import RunInfo
@@ -169,7 +169,7 @@ class StageModule(L.LightningModule):
             if given := self.options.get(f"model.{name}"):
                 self.options[f"model.{name}"] = f"{given} ({weights_hash(given)})"
         for option, file in files.items():
-            self.options[f"data.{option}"] = f"sha256 {file_sha256(file)[:16]}" if file and Path(file).is_file() else file
+            self.options[f"data.{option}"] = content(file) if file else file
 
     def check_checkpoint(self, path: str, strategy: Any = None) -> list[str]:
         """Why a checkpoint cannot be resumed from, in words, one line an option; nothing but the file is loaded."""

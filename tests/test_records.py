@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from lightning_rlhf import files, records
-from lightning_rlhf.files import file_sha256, read_jsonl, write_jsonl
+from lightning_rlhf.files import content, file_sha256, members, read_jsonl, write_jsonl
 from lightning_rlhf.records import (
     FORMATS,
     Comparison,
@@ -968,3 +968,17 @@ def test_rows_that_cannot_be_written(tmp_path, row, message):
 def test_file_sha256(tmp_path):
     (tmp_path / "abc").write_bytes(b"abc")  # the first test vector of FIPS 180-2
     assert file_sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_what_a_path_holds(tmp_path: Path) -> None:
+    """A file, a folder and a glob by what is in them, wherever they stand; what is not there by its name."""
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        for name in ("1.jsonl", "2.jsonl"):
+            (tmp_path / folder / name).write_text(name, encoding="utf-8")
+    assert members(tmp_path / "a") == members(f"{tmp_path}/a/*.jsonl") == [f"{tmp_path}/a/1.jsonl", f"{tmp_path}/a/2.jsonl"]
+    assert content(tmp_path / "a") == content(tmp_path / "b") == content(f"{tmp_path}/b/*.jsonl")
+    assert content(tmp_path / "a/1.jsonl") == f"sha256 {file_sha256(tmp_path / 'a/1.jsonl')[:16]}" != content(tmp_path / "a")
+    (tmp_path / "b/2.jsonl").write_text("other", encoding="utf-8")
+    assert content(tmp_path / "b") != content(tmp_path / "a")
+    assert (members("owner/set"), content("owner/set"), content("none/*.jsonl")) == ([], "owner/set", "none/*.jsonl")

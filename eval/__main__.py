@@ -197,8 +197,8 @@ def evaluate(
         runs = [json.loads(f.read_text(encoding="utf-8")) for f in files if f.is_file()]
         guard = next((r["figures"].get("guard") for r in runs if r["stage"] == "ppo"), None)
         learned = curves(logs)
-        info.write(folder)
-        made = {k: v for k, v in info.record().items() if k not in ("date", "seconds", "peak_memory_mb")}  # those are in run.json
+        record = info.write(folder)
+        made = {k: v for k, v in record.items() if k not in ("date", "seconds", "peak_memory_mb")}  # those are in run.json
         title, of_task = f"{task.name}, {lm}: policies on held-out prompts", task.name
         if samples is not None and all(p.is_samples for p in chosen.values()):  # of models that the samples do not tell
             title = f"{Path(samples).name}: {len(chosen)} policies on {len(asked.records)} prompts"

@@ -365,7 +365,7 @@ class Server:
 
     def __call__(self, questions: Sequence[str]) -> Iterator[str | None]:
         """As `Answers`, `workers` questions at a time."""
-        missed = refused = answered = 0
+        missed = refused = 0
         with ThreadPoolExecutor(self.workers) as pool:
             for first in range(0, len(questions), self.workers):
                 stopped: BaseException | None = None  # raised when the others' answers are kept
@@ -377,16 +377,15 @@ class Server:
                         stopped = stopped or error
                     text = None if error is not None else asked.result()
                     if error is None:
-                        missed, answered = (missed + 1, answered) if text is None else (0, answered + 1)
+                        missed = missed + 1 if text is None else 0
+                        self.answered += text is not None
                     yield text
-                    wrong = missed >= self.patience or (not answered and not self.answered and refused >= self.patience)
+                    wrong = missed >= self.patience or (not self.answered and refused >= self.patience)
                     if wrong and stopped is None:
                         raise UsageError(
                             f"judge server {self.url}: {max(missed, refused)} questions in a row got no answer ({self.trouble}); "
                             "what was answered is kept, and the same command goes on from there"
                         )
-                self.answered += answered
-                answered = 0
                 if stopped is not None:
                     raise stopped
 

@@ -102,10 +102,12 @@ class RunInfo:
             **more,
         }
 
-    def write(self, directory: str | Path, **more: Any) -> None:
-        """Write `run.json` into the directory, by rename."""
+    def write(self, directory: str | Path, **more: Any) -> dict[str, Any]:
+        """Write `run.json` into the directory, by rename; returns the record."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         temporary = directory / f".run.json.{os.getpid()}"
-        temporary.write_text(json.dumps(self.record(**more), indent=1, default=str), encoding="utf-8")
+        record = self.record(**more)
+        temporary.write_text(json.dumps(record, indent=1, default=str), encoding="utf-8")
         temporary.replace(directory / "run.json")
+        return record

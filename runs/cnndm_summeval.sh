@@ -11,7 +11,7 @@ set -euo pipefail
 DATA=$1 OUT=$2
 shift 2
 DATA=$(realpath "$DATA") && mkdir -p "$OUT" && OUT=$(realpath "$OUT")
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." && OUT=$(realpath --relative-to=. "$OUT")
 python - "$DATA/summeval/ratings.jsonl.gz" "$OUT" <<'PYTHON'
 import sys
 from lightning_rlhf.files import read_jsonl, write_jsonl

@@ -9,7 +9,7 @@ it is compared at its best. Rows: `shared` (value head on the policy's trunk, th
 its own: TRL's work) and `trl`. The sides take turns, each in a process of its own, so that the peak memory is its own; the first
 iteration of a process counts the operations (of matrix products) and is not timed, the others are. The rate of a plain
 matrix product is measured in every round. On a GPU the memory is the most that was allocated, and the operations of a replayed
-graph (all but two steps of the sampler) are not counted.
+graph (the sampler's steps but the first) are not counted.
 """
 
 from __future__ import annotations

@@ -14,9 +14,9 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from .compiling import compile_once
 from .tasks import UsageError
 
-MOST = 256  # functions of one class's forward: widths of prompts, with and without gradients
 
 def blocks_of(model: Any) -> list[nn.Module]:
     """The blocks of a language model or trunk, in order.
@@ -55,19 +55,9 @@ def compiled(model: Any, on: bool) -> Iterator[None]:
         model: A language model or trunk, about to read whole sequences.
         on: False: nothing changes.
     """
-    wrap = lambda block: functools.partial(_compiled(type(block).forward), block)  # noqa: E731
+    wrap = lambda block: functools.partial(compile_once(type(block).forward), block)  # noqa: E731
     with _run_by(wrap, blocks_of(model) if on else []):
         yield
-
-
-@functools.cache
-def _compiled(forward: Callable[..., Any]) -> Any:
-    """A class's forward under `torch.compile`: each block is its argument.
-
-    One function for each shape, whatever was seen before, so that a run that is resumed rounds as the one that was not.
-    """
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST)
-    return torch.compile(forward, dynamic=False)
 
 
 @contextmanager

@@ -3,14 +3,13 @@
 `Forward` is the model's own forward with transformers' cache, for any causal LM. It makes masks, positions and a longer cache
 anew for each token, which takes longer than the matrix products of a small model. `CachedSteps` runs the blocks of a Llama or a
 GPT-2 itself (`FAMILIES`), on a cache of fixed size: the same modules and weights (adapters too), the same numbers up to the
-order of additions. `FixedSteps` does so with tensors that keep their shapes and places: on a GPU the second step is captured as
-a CUDA graph, which the others replay, so that a token costs what its kernels take and not their launches. On either device it
-may run under `torch.compile`, which takes up to a minute once for each shape and pays where a run is long.
+order of additions. `FixedSteps` does so with tensors that keep their shapes and places: on a GPU a step is
+captured as a CUDA graph, which the others replay, so that a token costs what its kernels take and not their launches. On either
+device it may run under `torch.compile`, which takes up to a minute once for each shape and pays where a run is long.
 """
 
 from __future__ import annotations
 
-import functools
 import time
 import weakref
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from transformers import GPT2LMHeadModel, LlamaForCausalLM
 
+from .compiling import compile_once
 from .logprobs import head_of
 
 Keep = Callable[[Tensor], None]  # is given the watched block's input, (rows, 1, D)
@@ -248,12 +248,6 @@ class FixedSteps(CachedSteps):
     def select(self, rows: Tensor) -> None:
         """Never asked for."""
         raise NotImplementedError
-
-
-@functools.cache
-def compile_once(function: Callable[..., Any]) -> Any:
-    """A function under `torch.compile`, one for the process: its code is kept by shape."""
-    return torch.compile(function, dynamic=False)
 
 
 def _step(

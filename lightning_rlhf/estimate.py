@@ -363,7 +363,8 @@ class StageRun:
             (scoring, "load_scalar", self._load_scalar), (ppo_setup, "load_scalar", self._load_scalar),
         ]  # fmt: skip
         found += [(models, "_check_head", lambda model, name: None), (ppo, "compiled", lambda network, on: nullcontext())]
-        found.append((logprobs, "_compiled", lambda function: function))  # first run under the meter, it would never be compiled
+        # what first runs under the meter would never be compiled
+        found.append((logprobs, "compile_once", lambda function, dynamic: function))
         if self.on_gpu:
             rows_at_once = scoring.rows_at_once
             found.append((logprobs, "_rows_of_logits", lambda head: logprobs.rows_of_logits("cuda", head.weight.shape[0])))

@@ -448,12 +448,12 @@ def file_sha256(path: PathLike) -> str:
 
 
 def members(path: PathLike) -> list[str]:
-    """The files on disk that a path names: itself, a directory's, a glob's; none of what is not there."""
+    """The files on disk that a path names: itself, a directory's (not the records of runs), a glob's; none that is not there."""
     name = os.fspath(path)
     found = glob.glob(os.path.join(glob.escape(name), "*")) if os.path.isdir(name) else [name]
     if not os.path.exists(name) and glob.has_magic(name):
         found = glob.glob(name, recursive=True)
-    return sorted(file for file in found if os.path.isfile(file))
+    return sorted(file for file in found if os.path.isfile(file) and (file == name or os.path.basename(file) not in _NOT_RECORDS))
 
 
 def content(path: PathLike) -> str:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .decode import compile_once, steps_of
+from .compiling import compile_once
+from .decode import steps_of
 from .models import position_ids
 
 ASKED_EACH = 8  # steps on a GPU between two questions whether all rows have ended

@@ -6,7 +6,6 @@ embedding is frozen, as it is where top blocks or adapters train, the gradient i
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .compiling import compile_once
 from .objective import full_kl
 
 
@@ -60,7 +60,7 @@ class _HeadLogprobs(torch.autograd.Function):
             part = slice(i, i + rows)
             if fused and slope is None:
                 logits = _logits(hidden[part], weight, bias, ctx.vocabulary)
-                logprobs[part], entropy[part] = _compiled(_statistics)(logits, labels[part], temperature)
+                logprobs[part], entropy[part] = compile_once(_statistics, dynamic=True)(logits, labels[part], temperature)
                 continue
             scaled, p, log_total = _softmax_parts(_scaled_logits(hidden[part], weight, bias, temperature, ctx.vocabulary))
             logprobs[part] = scaled.gather(1, labels[part].unsqueeze(1)).squeeze(1) - log_total
@@ -86,7 +86,7 @@ class _HeadLogprobs(torch.autograd.Function):
         for i in range(0, len(labels), ctx.rows):
             part = slice(i, i + ctx.rows)
             logits = _logits(hidden[part], weight, bias, ctx.vocabulary)
-            slope_of = _compiled(_slope) if ctx.fused else _slope
+            slope_of = compile_once(_slope, dynamic=True) if ctx.fused else _slope
             slope = slope_of(logits, labels[part], gradient[part], ctx.temperature, len(weight) - ctx.vocabulary)
             to_hidden[part] = slope @ weight
             to_weight += slope.T @ hidden[part]
@@ -150,8 +150,13 @@ ALIGNED = 64  # rows of an output embedding that a GPU's matrix units take toget
 def aligned(weight: Tensor) -> Tensor:
     """(V, D) → with zero rows up to a multiple of 64, where it is multiplied in half precision on a GPU: an odd V, as GPT-2's
     50,257, takes kernels that are five times slower."""
-    missing = -len(weight) % ALIGNED
-    return F.pad(weight, (0, 0, 0, missing)) if missing and wants_alignment(weight.device.type, weight.dtype) else weight
+    missing = missing_rows(len(weight), weight.device.type, weight.dtype)
+    return F.pad(weight, (0, 0, 0, missing)) if missing else weight
+
+
+def missing_rows(vocabulary: int, device: str, dtype: torch.dtype) -> int:
+    """How many rows `aligned` adds."""
+    return -vocabulary % ALIGNED if wants_alignment(device, dtype) else 0
 
 
 def wants_alignment(device: str, dtype: torch.dtype) -> bool:
@@ -167,7 +172,7 @@ def head_of(model: Any) -> Callable[[Tensor], Tensor]:
     device, dtype, vocabulary = head.weight.device.type, head.weight.dtype, len(head.weight)
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
-    if not (vocabulary % ALIGNED and wants_alignment(device, dtype)):
+    if not missing_rows(vocabulary, device, dtype):
         return head
     weight = aligned(head.weight.to(dtype))
     return lambda hidden: _logits(hidden.to(dtype), weight, head.bias, vocabulary)
@@ -191,12 +196,6 @@ def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, vocabulary: int
 def _scaled_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, vocabulary: int) -> Tensor:
     """(N, D), (V', D) aligned, (V,) → (N, V) float32, divided by the temperature."""
     return _logits(hidden, weight, bias, vocabulary).float().div_(temperature)
-
-
-@functools.cache
-def _compiled(function: Callable[..., Any]) -> Any:
-    """A function of rows of logits under `torch.compile`: a few kernels that read them, and nothing as large between."""
-    return torch.compile(function, dynamic=True)
 
 
 def _statistics(logits: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

@@ -155,7 +155,7 @@ def test_head_logprobs_are_those_of_whole_logits(
     """In the sizes of a GPU too, and by the functions that are compiled there (not compiled here)."""
     torch.manual_seed(0)
     monkeypatch.setattr("lightning_rlhf.logprobs.wants_alignment", lambda device, dtype: on_gpu)
-    monkeypatch.setattr("lightning_rlhf.logprobs._compiled", lambda function: function)
+    monkeypatch.setattr("lightning_rlhf.logprobs.compile_once", lambda function, dynamic: function)
     head = torch.nn.Linear(6, 11, bias=bias)
     head.requires_grad_(not frozen)
     model = type("Model", (), {"get_output_embeddings": lambda self: head})()

@@ -977,6 +977,7 @@ def test_what_a_path_holds(tmp_path: Path) -> None:
         for name in ("1.jsonl", "2.jsonl"):
             (tmp_path / folder / name).write_text(name, encoding="utf-8")
     assert members(tmp_path / "a") == members(f"{tmp_path}/a/*.jsonl") == [f"{tmp_path}/a/1.jsonl", f"{tmp_path}/a/2.jsonl"]
+    (tmp_path / "b/run.json").write_text("{}", encoding="utf-8")  # no data
     assert content(tmp_path / "a") == content(tmp_path / "b") == content(f"{tmp_path}/b/*.jsonl")
     assert content(tmp_path / "a/1.jsonl") == f"sha256 {file_sha256(tmp_path / 'a/1.jsonl')[:16]}" != content(tmp_path / "a")
     (tmp_path / "b/2.jsonl").write_text("other", encoding="utf-8")

@@ -674,7 +674,7 @@ def test_compiled_blocks_change_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     """The functions themselves, not compiled here (tests/test_memory.py does), in a few widths; `validate` too."""
     calls: list[tuple[str, int]] = []
 
-    def uncompiled(function: Any) -> Any:
+    def uncompiled(function: Any, dynamic: bool = False) -> Any:
         def run(*given: Any, **named: Any) -> Any:
             calls.append((function.__qualname__, next(x for x in given if isinstance(x, torch.Tensor)).shape[1]))
             return function(*given, **named)
@@ -683,8 +683,8 @@ def test_compiled_blocks_change_nothing(tmp_path: Path, monkeypatch: pytest.Monk
 
     options: dict[str, Any] = dict(iterations=2, micro_batch_size=4, val=4)
     _, plain = run(tmp_path / "plain", **options)
-    monkeypatch.setattr(blocks, "_compiled", uncompiled)
-    monkeypatch.setattr(heads, "_compiled", uncompiled)
+    monkeypatch.setattr(blocks, "compile_once", uncompiled)
+    monkeypatch.setattr(heads, "compile_once", uncompiled)
     _, found = run(tmp_path / "compiled", compile_blocks=True, **options)
     names = {name for name, _ in calls}
     assert names == {"LlamaDecoderLayer.forward", "_statistics", "_slope"}

@@ -17,8 +17,9 @@ from typing import Any
 
 import torch
 
-from lightning_rlhf.models import ScalarModel, find_lm, load_lm, load_tokenizer, save_reward
+from lightning_rlhf.models import find_lm, load_lm, load_tokenizer
 from lightning_rlhf.runinfo import commit
+from lightning_rlhf.scalar import ScalarModel, save_reward
 
 SHAPES = ("tiny", "stories260k", "gpt2", "smollm2", "llama1b")
 LLAMA_1B: dict[str, Any] = dict(  # the shape of Llama 3.2 1B: 1.24 billion parameters

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import subprocess
 import sys
@@ -24,8 +23,9 @@ import torch
 from common import make_lm, make_reward
 
 from lightning_rlhf.cli import main as main_of_package
+from lightning_rlhf.machine import peak_resident
 
-GPU_PEAK = "gpu_peak_bytes"
+PEAK = "peak_bytes"
 CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "sentiment"
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
 GPT2 = ["--data.batch_size", "16", "--data.total_episodes", "32", "--model.micro_batch_size", "4"]
@@ -69,23 +69,22 @@ def prepare(stage: str, model: str, folder: Path) -> list[str]:
 
 def child(command: str, options: list[str]) -> tuple[str, float]:
     """Run a command of the package in a process of its own: what it printed, and its peak bytes."""
-    with tempfile.TemporaryFile("w+") as out:
-        process = subprocess.Popen([sys.executable, __file__, "--child", command, *options], stdout=out)
-        _, status, usage = os.wait4(process.pid, 0)
-        if status:
-            raise SystemExit(f"{command} ended with status {status}: {' '.join(options)}")
-        out.seek(0)
-        printed = out.read()
-    on_gpu = [float(line.split()[1]) for line in printed.splitlines() if line.startswith(GPU_PEAK)]
-    return printed, on_gpu[0] if on_gpu else usage.ru_maxrss * 1024.0
+    words = [sys.executable, __file__, "--child", command, *options]
+    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{command} ended with status {done.returncode}: {' '.join(options)}")
+    printed, _, peak = done.stdout.rpartition(PEAK)
+    return printed, float(peak)
 
 
 def in_child(words: list[str]) -> None:
-    """A command of the package; then the GPU's peak."""
+    """A command of the package; then its peak, the GPU's where it ran on one."""
     main_of_package(words)
+    peak = peak_resident()
     if words[0] == "fit" and torch.cuda.is_initialized():
         print(f"{words[1:]}: at most {torch.cuda.max_memory_allocated() / 2**20:,.0f} MB allocated", file=sys.stderr)
-        print(f"{GPU_PEAK} {torch.cuda.max_memory_reserved()}")
+        peak = torch.cuda.max_memory_reserved()
+    print(f"{PEAK} {peak}")
 
 
 def main(settings: list[str], device: str, output: str | None) -> None:

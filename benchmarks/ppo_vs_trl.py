@@ -7,9 +7,9 @@
 The same weights, prompts, reward model, precision, threads and numbers of epochs; TRL with `gc.collect` switched off, so that
 it is compared at its best. Rows: `shared` (value head on the policy's trunk, the default here), `separate` (a value network of
 its own: TRL's work) and `trl`. The sides take turns, each in a process of its own, so that the peak memory is its own; the first
-iteration of a process counts the operations (of matrix products) and is not timed, the others are. The rate of a plain
-matrix product is measured in every round. On a GPU the memory is the most that was allocated, and the operations of a replayed
-graph (the sampler's steps but the first) are not counted.
+iteration of a process is not timed. Operations (of matrix products) are counted once, in a process that is not measured: the
+counter keeps graphs alive. The rate of a plain matrix product is measured in every round. On a GPU the memory is the most that
+was allocated, and the operations of a replayed graph (the sampler's steps but the first) are not counted.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import inspect
 import json
 import logging
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -29,6 +28,8 @@ from typing import Any
 
 import torch
 from common import SHAPES, head, make_lm, make_reward, matmul_rate, now, save, spread, write_prompts
+
+from lightning_rlhf.machine import peak_resident
 
 SIDES = ("shared", "separate", "trl")
 
@@ -50,56 +51,51 @@ def attention_counts() -> dict[Any, Callable[..., int]]:
 
 
 class Clock:
-    """Ends of iterations; the first one is counted instead of timed."""
+    """Ends of iterations and parts of them, or, where it counts, the operations of the first iteration."""
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, counts: bool) -> None:
         from torch.utils.flop_counter import FlopCounterMode
 
-        self.device, self.counter = device, FlopCounterMode(display=False, custom_mapping=attention_counts())
-        self.parts: dict[str, dict[str, Any]] = {}
+        self.device = device
+        self.counter = FlopCounterMode(display=False, custom_mapping=attention_counts()) if counts else None
         self.flops = 0
         self.seconds: list[float] = []
-        self.first = self.began = 0.0
-        self.peak = 0
+        self.parts: dict[str, dict[str, Any]] = {}
+        self.began = 0.0
 
     def start(self) -> None:
         """Before the first iteration."""
         self.began = now(self.device)
-        self.counter.__enter__()
+        if self.counter is not None:
+            self.counter.__enter__()
 
     def lap(self) -> None:
         """After each iteration."""
-        end = now(self.device)
-        if not self.flops:
+        self.seconds.append(now(self.device) - self.began)
+        if self.counter is not None and len(self.seconds) == 1:
             self.counter.__exit__(None, None, None)
             self.flops = self.counter.get_total_flops()
-            self.first = end - self.began
-        else:
-            self.seconds.append(end - self.began)
-        self.peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        if self.device == "cuda":
-            self.peak = torch.cuda.max_memory_allocated()
         self.began = now(self.device)
 
     def of(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, whose operations in the first iteration and whose seconds in the others are kept."""
+        """The function, whose seconds and operations are kept."""
 
         def run(*args: Any, **kwargs: Any) -> Any:
             part, began = self.parts.setdefault(name, {"seconds": [], "flops": 0}), now(self.device)
-            before = 0 if self.flops else self.counter.get_total_flops()
+            before = self.counter.get_total_flops() if self.counter else 0
             found = function(*args, **kwargs)
-            if self.flops:
-                part["seconds"].append(now(self.device) - began)
-            else:
-                part["flops"] += self.counter.get_total_flops() - before
+            part["seconds"].append(now(self.device) - began)
+            part["flops"] += self.counter.get_total_flops() - before if self.counter else 0
             return found
 
         return run
 
     def found(self) -> dict[str, Any]:
-        """As plain data."""
-        return {"seconds": self.seconds, "first": self.first, "flops": self.flops, "peak_mb": self.peak / 2**20,
-                "parts": self.parts}  # fmt: skip
+        """As plain data; of the seconds those after the first iteration."""
+        peak = torch.cuda.max_memory_allocated() if self.device == "cuda" else peak_resident()
+        parts = {name: {**part, "seconds": part["seconds"][1:]} for name, part in self.parts.items()}
+        return {"seconds": self.seconds[1:], "first": self.seconds[0], "flops": self.flops, "peak_mb": peak / 2**20,
+                "parts": parts}  # fmt: skip
 
 
 def ours(args: argparse.Namespace, files: dict[str, str], clock: Clock) -> None:
@@ -115,31 +111,30 @@ def ours(args: argparse.Namespace, files: dict[str, str], clock: Clock) -> None:
     quiet()
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     more: dict[str, Any] = {}
+    compiled = args.compile and not args.count
     if args.lora:
         from lightning_rlhf.lora import LoRA
 
-        more = {"lora": LoRA(r=args.lora)}
+        more = {"lora": LoRA(r=args.lora, alpha=2 * args.lora, target_modules=None)}  # peft's choice, as TRL's
     task = Task(name="sentiment", query_length=args.prompt, response_length=args.response, truncate_text=None,
                 start_text=None, end_text=None, temperature=0.7)  # fmt: skip
     module = PPOModule(
         policy=files["lm"], reward=files["reward"], output=files["output"], task=task, allow_unguarded=True,
         num_ppo_epochs=args.epochs, micro_batch_size=args.micro, value=args.side, kl_tolerance=1e9,
         optimizer=lambda p: torch.optim.AdamW(p, lr=1e-6), gradient_checkpointing=args.checkpointing,
-        **more,
+        compile_blocks=compiled, compile_sampler=compiled, **more,
     )  # fmt: skip
     module.update = clock.of("update", module.update)  # type: ignore[method-assign]
     ppo.sample_with = clock.of("rollout", ppo.sample_with)  # type: ignore[assignment]
-    data = PromptData(files["prompts"], files["lm"], task, batch_size=args.batch, total_episodes=args.batch * args.iterations)
+    episodes = args.batch * (1 if args.count else args.iterations)
+    data = PromptData(files["prompts"], files["lm"], task, batch_size=args.batch, total_episodes=episodes)
 
     class Laps(L.Callback):
-        def on_train_batch_start(self, *_: Any) -> None:
-            if not clock.flops:
-                clock.start()
+        def on_train_start(self, *_: Any) -> None:
+            clock.start()
 
         def on_train_batch_end(self, *_: Any) -> None:
             clock.lap()
-            # from now on: what first runs while operations are counted is never compiled
-            module.compile_blocks = module.compile_sampler = args.compile
 
     module.on_train_end = lambda: None  # type: ignore[method-assign]  # no export: TRL's is not measured either
     trainer = L.Trainer(
@@ -177,7 +172,7 @@ def trl(args: argparse.Namespace, files: dict[str, str], clock: Clock) -> None:
     micro = args.trl_micro or args.micro or args.batch
     config = PPOConfig(
         output_dir=files["output"], per_device_train_batch_size=micro, gradient_accumulation_steps=args.batch // micro,
-        num_mini_batches=1, num_ppo_epochs=args.epochs, total_episodes=args.batch * 2,
+        num_mini_batches=1, num_ppo_epochs=args.epochs, total_episodes=args.batch * (1 if args.count else 2),
         response_length=args.response,
         local_rollout_forward_batch_size=args.trl_rollout or micro, temperature=0.7,
         num_sample_generations=0, whiten_rewards=args.batch >= 8,
@@ -204,18 +199,24 @@ def trl(args: argparse.Namespace, files: dict[str, str], clock: Clock) -> None:
 def one_side(args: argparse.Namespace) -> None:
     """In a child: run, and write what was found."""
     torch.set_num_threads(args.threads)
-    clock, files = Clock(args.device), json.loads(args.files)
+    clock, files = Clock(args.device, args.count), json.loads(args.files)
     (trl if args.side == "trl" else ours)(args, files, clock)
     Path(files["found"]).write_text(json.dumps(clock.found()), encoding="utf-8")
 
 
-def child(side: str, files: dict[str, str]) -> dict[str, Any]:
+def child(side: str, files: dict[str, str], *more: str) -> dict[str, Any]:
     """Run a side in a process of its own."""
-    words = [sys.executable, *sys.argv, "--side", side, "--files", json.dumps(files)]
+    words = [sys.executable, *sys.argv, "--side", side, "--files", json.dumps(files), *more]
     done = subprocess.run(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{side} ended with status {done.returncode}:\n{done.stderr[-3000:]}")
     return dict(json.loads(Path(files["found"]).read_text(encoding="utf-8")))
+
+
+def counted(side: str, files: dict[str, str]) -> dict[str, Any]:
+    """The operations of a side, and of its parts."""
+    found = child(side, files, "--count")
+    return {"flops": found["flops"], "parts": {name: part["flops"] for name, part in found["parts"].items()}}
 
 
 def check(args: argparse.Namespace) -> None:
@@ -231,19 +232,23 @@ def check(args: argparse.Namespace) -> None:
 
 
 def measure(args: argparse.Namespace, folder: Path) -> tuple[dict[str, list[dict[str, Any]]], list[float]]:
-    """All rounds: what each side found in each, and the matmul rate of each round."""
+    """All rounds: what each side found in each, with its operations, and the matmul rate of each round."""
     lm = make_lm(args.shape, folder / "lm")
     files = {"lm": lm, "reward": make_reward(lm, folder / "reward"), "found": str(folder / "found.json"),
              "prompts": write_prompts(folder / "prompts.jsonl", args.batch * args.iterations, args.prompt)}  # fmt: skip
     torch.set_num_threads(args.threads)
     found: dict[str, list[dict[str, Any]]] = {side: [] for side in args.sides}
+    operations = {side: counted(side, {**files, "output": str(folder / f"{side} counted")}) for side in args.sides}
     rates = []
     for number in range(args.rounds):
         rates.append(matmul_rate(torch.bfloat16 if args.precision == "bf16" else torch.float32, args.device))
         if args.device == "cuda":
             torch.cuda.empty_cache()
         for side in args.sides:
-            found[side].append(child(side, {**files, "output": str(folder / f"{side}{number}")}))
+            run = child(side, {**files, "output": str(folder / f"{side}{number}")})
+            for name, flops in operations[side]["parts"].items():
+                run["parts"][name]["flops"] = flops
+            found[side].append({**run, "flops": operations[side]["flops"]})
             print(f"round {number + 1}, {side}: {found[side][-1]}", file=sys.stderr, flush=True)
     return found, rates
 
@@ -315,12 +320,13 @@ def main() -> None:
     add("--output", default=None, help="Markdown file of the table")
     add("--side", default=None, choices=SIDES, help=argparse.SUPPRESS)
     add("--files", default=None, help=argparse.SUPPRESS)
+    add("--count", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side:
         one_side(args)
         return
-    if args.iterations < (least := 3 if args.compile else 2):
-        raise SystemExit(f"--iterations: found {args.iterations}, expected at least {least} (one is counted, one compiles)")
+    if args.iterations < 2:
+        raise SystemExit(f"--iterations: found {args.iterations}, expected at least 2 (the first is not timed)")
     check(args)
     with tempfile.TemporaryDirectory() as folder:
         found, rates = measure(args, Path(folder))

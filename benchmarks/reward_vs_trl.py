@@ -16,7 +16,6 @@ import argparse
 import json
 import logging
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -30,9 +29,12 @@ import torch
 from common import head, matmul_rate, save
 
 from lightning_rlhf.heldout import accuracy, decisions
-from lightning_rlhf.models import ScalarModel, first_blocks, load_lm, load_scalar, load_tokenizer, save_reward
+from lightning_rlhf.machine import peak_resident
+from lightning_rlhf.models import load_lm, load_tokenizer
 from lightning_rlhf.records import Comparison, read_comparisons
+from lightning_rlhf.scalar import ScalarModel, load_scalar, save_reward
 from lightning_rlhf.tasks import Task
+from lightning_rlhf.trunks import first_blocks
 
 SIDES = ("ours", "trl")
 
@@ -130,8 +132,7 @@ def one_side(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     folder = Path(args.folder)
     seconds = (trl if args.side == "trl" else ours)(args, folder)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    found = {**held_out(folder), "seconds": seconds, "peak_mb": peak}
+    found = {**held_out(folder), "seconds": seconds, "peak_mb": peak_resident() / 2**20}
     (folder / f"{args.side}.json").write_text(json.dumps(found), encoding="utf-8")
 
 

@@ -84,7 +84,7 @@ def frontier(runs: Mapping[str, Columns], table: Table, baseline: str, judge: st
     """Checkpoints of each run with the √KL line and the turn of gold, and best-of-n from the baseline's own samples.
 
     Args:
-        runs: Name → columns of its metrics, as `eval.report.read_curves` gives them.
+        runs: Name → columns of its metrics, as `eval.curves.read_curves` gives them.
         table, baseline, judge: Best-of-n needs two or more samples a prompt of the baseline, with a learned score.
     """
     told = []

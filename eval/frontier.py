@@ -3,7 +3,7 @@
 The proxy is the learned reward that training raises; gold is what it stands for (a known reward, a reward model trained on
 other labels, human verdicts). KL is in nats a response.
 
-1. `run_of`: one run's checkpoints from its metrics (`eval.report.read_curves` of a metrics.csv).
+1. `run_of`: one run's checkpoints from its metrics (`eval.curves.read_curves` of a metrics.csv).
 2. `sqrt_kl_fit`: reward against √KL with a straight line; Bai et al. 2022 (HH, arXiv 2204.05862) find it roughly linear.
 3. `best_of_n`: expected proxy and gold of the best of n by proxy, from samples at hand, at KL log n − (n−1)/n.
 4. `over_optimised`: the rule that names the point where gold turns while the proxy still rises.

@@ -288,7 +288,8 @@ class LocalModel:
     """
 
     def __init__(self, name: str, batch_size: int = 8, precision: str = "32") -> None:
-        from lightning_rlhf.models import bos_ids, encode_continuation, fingerprint, load_on_device
+        from lightning_rlhf.models import fingerprint, load_on_device
+        from lightning_rlhf.tokens import bos_ids, encode_continuation
 
         self.batch_size, self.precision, self.lm = batch_size, precision, load_on_device(name)
         self.identity = f"lm {fingerprint(name)} {precision}"
@@ -305,7 +306,9 @@ class LocalModel:
     def __call__(self, questions: Sequence[str]) -> Iterator[str | None]:
         """As `Answers`."""
         from lightning_rlhf.logprobs import logits_of
-        from lightning_rlhf.models import device_of, hidden_states, pad_batch, run_context
+        from lightning_rlhf.models import device_of, run_context
+        from lightning_rlhf.tokens import pad_batch
+        from lightning_rlhf.trunks import hidden_states
 
         longest = getattr(self.lm.model.config, "max_position_embeddings", math.inf)
         for first in range(0, len(questions), self.batch_size):
@@ -329,7 +332,7 @@ class LocalModel:
 
     def _encode(self, question: str) -> list[int]:
         """Token ids up to where the answer's first letter stands."""
-        from lightning_rlhf.models import encode
+        from lightning_rlhf.tokens import encode
 
         text = f"{question}\n\nBetter response:"
         if self.chat:

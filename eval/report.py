@@ -10,7 +10,6 @@ truncation, under the policy that sampled them; `ref_nll` is −Σ log p_ref of 
 A score may be missing for all rows of a policy at once; a measure for any row, or `None`; each gets a mean.
 """
 
-import csv
 import json
 import math
 import os
@@ -41,7 +40,7 @@ from eval.text import (
 )
 from eval.winrate import holm, mean_interval, paired_outcomes, win_rate
 
-__all__ = ["build_report", "read_curves", "render_html", "render_markdown", "write_report"]
+__all__ = ["build_report", "render_html", "render_markdown", "write_report"]
 
 JUDGES = {"known": "the known reward", "learned": "the learned reward model"}
 Row = Mapping[str, Any]
@@ -77,7 +76,7 @@ def build_report(
         title, task: shown at the top; no task: an empty text.
         judge: the score or measure by which pairs are won; every row must carry it.
         baselines: policies whose win rates the headline table shows; default: the first policy and `supervised`.
-        curves: stage → column → list of [x, y], as `read_curves` returns for one stage.
+        curves: stage → column → list of [x, y], as `curves.read_curves` returns for one stage.
         reward_model: `accuracy`, `low`, `high`, `n`, `chance`, `labeler_accuracy`, `gain`, `bias`, … of
             held-out pairs.
         calibration, ensemble: `asdict` of `eval.calibration.calibrate` and `ensemble`.
@@ -156,43 +155,6 @@ def build_report(
     report["headline"] = headline(report)
     report["warnings"] = warnings(report)
     return _jsonable(report)
-
-
-def read_curves(
-    metrics_csv_path: str | os.PathLike[str], x: str = "step"
-) -> dict[str, list[list[float | None]]]:
-    """Column → list of [x, y] from the metrics.csv of Lightning's CSVLogger.
-
-    Cells may be empty: each column keeps only the rows in which both it and `x` have a value. A value that
-    is not finite becomes `None`, so that a plot shows a gap where a run broke.
-
-    Raises:
-        ValueError: no column `x`, or a cell that is not a number; names the file, line and column.
-    """
-    path = Path(metrics_csv_path)
-    curves: dict[str, list[list[float | None]]] = {}
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        columns = list(reader.fieldnames or [])
-        if x not in columns:
-            raise ValueError(f"{path}: no column {x!r}, found {', '.join(columns) or 'an empty file'}")
-        for cells in reader:
-            if not cells[x]:
-                continue
-            for column in columns:
-                if column == x or not cells[column]:
-                    continue
-                try:
-                    point = [float(cells[x]), float(cells[column])]
-                except ValueError:
-                    raise ValueError(
-                        f"{path}:{reader.line_num}: column {column!r}: found {cells[column]!r} at "
-                        f"{x} {cells[x]!r}, expected numbers"
-                    ) from None
-                curves.setdefault(column, []).append(
-                    [point[0], point[1] if math.isfinite(point[1]) else None]
-                )
-    return curves
 
 
 def write_report(report: Report, out_dir: str | os.PathLike[str]) -> dict[str, Path]:

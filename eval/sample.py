@@ -26,19 +26,11 @@ from eval.baselines import Policy, best_of_n_kl, few_shot, text_of
 from lightning_rlhf.files import DataError, append_jsonl, bad, file_sha256, unfinished, write_jsonl
 from lightning_rlhf.generation import seed_for, truncate
 from lightning_rlhf.labelers import answer
-from lightning_rlhf.models import (
-    LM,
-    decode,
-    encode,
-    encode_continuation,
-    fingerprint,
-    load_on_device,
-    load_tokenizer,
-    run_context,
-)
+from lightning_rlhf.models import LM, fingerprint, load_on_device, load_tokenizer, run_context
 from lightning_rlhf.records import Prompt, Sample, read_prompts, read_samples
 from lightning_rlhf.scoring import LearnedReward, call_reward, code_of, is_learned, load_reward
 from lightning_rlhf.tasks import Task, TaskTokens, UsageError, task_dict, task_tokens
+from lightning_rlhf.tokens import decode, encode, encode_continuation
 
 Row = dict[str, Any]
 Answers = tuple[list[list[str]], list[list[list[int]]], list[list[bool]]]  # of `labelers.answer`; a server's ids are empty

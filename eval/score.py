@@ -35,20 +35,11 @@ from eval.sample import (
 )
 from lightning_rlhf.files import file_sha256, read_jsonl, write_jsonl
 from lightning_rlhf.logprobs import logits_of, token_logprobs
-from lightning_rlhf.models import (
-    LM,
-    device_of,
-    encode,
-    encode_continuation,
-    fingerprint,
-    hidden_states,
-    load_on_device,
-    pad_batch,
-    run_context,
-    vocabulary,
-)
+from lightning_rlhf.models import LM, device_of, fingerprint, load_on_device, run_context
 from lightning_rlhf.scoring import load_reward
 from lightning_rlhf.tasks import Task, UsageError, task_tokens
+from lightning_rlhf.tokens import encode, encode_continuation, pad_batch, vocabulary
+from lightning_rlhf.trunks import hidden_states
 
 
 def score_samples(

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from .models import bos_ids
 from .records import Comparison, DataError, Demonstration, Prompt, kind
+from .tokens import bos_ids
 
 Record = TypeVar("Record", Comparison, Demonstration, Prompt)
 

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ def quiet() -> None:
 
 @contextmanager
 def one_message() -> Iterator[None]:
-    """A user's mistake ends in one message on standard error and exit status 2; Ctrl-C in 130."""
+    """A user's mistake, or a model that PyTorch cannot compile, ends in one message and exit status 2; Ctrl-C in 130."""
     try:
         yield
     except (UsageError, DataError) as error:
@@ -95,6 +96,17 @@ def one_message() -> Iterator[None]:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+    except RuntimeError as error:
+        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        cause = getattr(error, "inner_exception", error)
+        reason = f"{type(cause).__name__}: {cause}".splitlines()[0]
+        print(
+            f"error: model.compile_blocks, model.compile_sampler: PyTorch {version('torch')} could not compile this model here "
+            f"({reason}); expected both false",
+            file=sys.stderr,
+        )
+        raise SystemExit(2) from None
 
 
 def main(args: list[str] | None = None) -> None:

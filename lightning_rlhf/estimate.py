@@ -19,9 +19,8 @@ from __future__ import annotations
 import copy
 import inspect
 import sys
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,20 +30,21 @@ from unittest.mock import patch
 import torch
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from . import generation, logprobs, memory, models, ppo, ppo_setup, scoring
+from . import generation, logprobs, memory, models, ppo, ppo_networks, scoring
 from .data import Judged, PreferenceData, PromptData, StageData, policy_prompt
 from .files import is_there
 from .generation import Drawn
-from .models import ScalarModel, find_lm, load_lm, load_scalar
+from .machine import available_memory, resident
+from .meter import Meter, storage_bytes, tensors_of
+from .models import find_lm, load_lm
 from .objective import penalised
 from .ppo import PPOModule
 from .records import Prompt
 from .reward import RewardModule, labels_loss
+from .scalar import ScalarModel, load_scalar
 from .scoring import LearnedReward, is_learned
 from .sft import SFTModule
 from .stage import StageModule
@@ -138,165 +138,6 @@ def _mb(size: float) -> str:
     return f"{size / MB:,.0f} MB"
 
 
-# ----------------------------------------------------------------------------------------------------------- machine
-
-
-def _lines(file: Path) -> list[str]:
-    """Lines of a file of the kernel's; none where there is no such file."""
-    try:
-        return file.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
-
-
-def _number(file: str) -> int | None:
-    """The number in a file of the kernel's; None where there is none (`max`)."""
-    try:
-        return int(Path(file).read_text(encoding="utf-8").strip())
-    except (OSError, ValueError):
-        return None
-
-
-def available_memory(root: str = "/") -> int:
-    """Bytes of main memory that may still be taken: MemAvailable, and what this process's control groups leave (Linux; elsewhere
-    no limit is known).
-
-    Args:
-        root: Of the file system, for tests.
-    """
-    base = Path(root)
-    meminfo = dict(line.split(":", 1) for line in _lines(base / "proc/meminfo") if ":" in line)
-    free = [int(meminfo["MemAvailable"].split()[0]) * 1024 if meminfo else sys.maxsize]
-    for line in _lines(base / "proc/self/cgroup"):
-        _, controllers, path = line.split(":", 2)
-        if controllers not in ("", "memory") and "memory" not in controllers.split(","):
-            continue
-        top = base / "sys/fs/cgroup" / ("" if not controllers else "memory")
-        names = ("memory.max", "memory.current") if not controllers else ("memory.limit_in_bytes", "memory.usage_in_bytes")
-        here = top / path.strip("/")
-        for folder in (here, *here.parents):
-            if (limit := _number(str(folder / names[0]))) is not None:
-                free.append(max(0, limit - (_number(str(folder / names[1])) or 0) + _reclaimable(folder)))
-            if folder == top:
-                break
-    return min(free)
-
-
-def _reclaimable(group: Path) -> int:
-    """Page cache that a control group gives back when it must."""
-    lines = (line for line in _lines(group / "memory.stat") if line)
-    return next((int(line.split()[1]) for line in lines if line.split()[0] in ("inactive_file", "total_inactive_file")), 0)
-
-
-def resident() -> int:
-    """This process's resident bytes now; 0 where the system does not say."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
-    except OSError:
-        return 0
-    return pages * 4096
-
-
-# ------------------------------------------------------------------------------------------------------------- meter
-
-
-class Meter(TorchDispatchMode):
-    """Counts the bytes of all storages that operations make, while they live, and keeps the highest point of each phase.
-
-    What a fake tensor is asked for as a number is 1, and as a truth True. A selection by a fake mask takes everything.
-
-    Args:
-        by_role: Bytes of what is told apart from activations, asked at each new high point.
-    """
-
-    def __init__(self, by_role: Callable[[], dict[str, int]]) -> None:
-        super().__init__()
-        self.by_role, self.phase = by_role, "load"
-        self.live = 0
-        self.beside: dict[str, int] = {}  # by role: what is there and no operation makes
-        self.storages: dict[int, int] = {}
-        self.highest: dict[str, int] = {}
-        self.roles: dict[str, dict[str, int]] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run, and count what came out."""
-        if func in ANSWERS and any(isinstance(a, FakeTensor) for a in args):
-            return ANSWERS[func](args[0])
-        if func is torch.ops.aten.index.Tensor:
-            args = (args[0], [place for index in args[1] for place in _places(index)])
-        out = func(*args, **(kwargs or {}))
-        for value in tree_leaves(out):
-            if isinstance(value, Tensor):
-                self.count(value)
-        return out
-
-    def count(self, value: Tensor) -> None:
-        """Take in a tensor's storage, unless it is known."""
-        storage = value.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
-        if not size or key in self.storages:
-            return
-        self.storages[key] = size
-        self.live += size
-        weakref.finalize(storage, self._freed, key).atexit = False
-        self.look()
-
-    def _freed(self, key: int) -> None:
-        """A storage is gone."""
-        self.live -= self.storages.pop(key, 0)
-
-    def look(self) -> None:
-        """Keep a new high point of the phase."""
-        now = self.live + sum(self.beside.values())
-        seen = sum(self.roles[self.phase].values()) if self.phase in self.roles else -1
-        if now > 1.01 * seen:  # a little more is not worth a look at every parameter
-            roles = {**self.by_role(), **self.beside}
-            self.roles[self.phase] = {**roles, "activations": max(0, now - sum(roles.values()))}
-
-    @contextmanager
-    def during(self, phase: str, **beside: int) -> Iterator[None]:
-        """A phase, in which there are further bytes of some roles."""
-        previous, before = self.phase, self.beside
-        self.phase, self.beside = phase, {**before, **{k: before.get(k, 0) + v for k, v in beside.items()}}
-        self.look()
-        yield
-        self.phase, self.beside = previous, before
-
-
-ANSWERS: dict[Any, Callable[[Tensor], Any]] = {
-    torch.ops.aten._local_scalar_dense.default: lambda x: True if x.dtype == torch.bool else 1.0 if x.is_floating_point() else 1,
-    torch.ops.aten.equal.default: lambda x: True,
-    torch.ops.aten.allclose.default: lambda x: True,
-}
-
-
-def _places(index: Tensor | None) -> Sequence[Tensor | None]:
-    """A mask as the places that it selects (a fake one: all), anything else as it is."""
-    if index is None or index.dtype != torch.bool:
-        return [index]
-    mask = torch.ones(index.shape, dtype=torch.bool) if isinstance(index, FakeTensor) else index
-    return list(mask.nonzero().unbind(1))
-
-
-def storage_bytes(tensors: Iterable[Tensor | None], seen: set[int] | None = None) -> int:
-    """Bytes of the tensors' storages, each once, and none of `seen`, which they join."""
-    seen = set() if seen is None else seen
-    total = 0
-    for tensor in tensors:
-        if tensor is not None and (storage := tensor.untyped_storage())._cdata not in seen:
-            seen.add(storage._cdata)
-            total += storage.nbytes()
-    return total
-
-
-def _tensors(parts: Iterable[Any]) -> Iterator[Tensor]:
-    """Parameters and buffers of the modules among `parts`."""
-    for part in parts:
-        if isinstance(part, nn.Module):
-            yield from part.parameters()
-            yield from part.buffers()
-
-
 # --------------------------------------------------------------------------------------------------------- a stage's run
 
 
@@ -329,8 +170,8 @@ class StageRun:
     def by_role(self) -> dict[str, int]:
         """Bytes of parameters, gradients, optimizer state and cache that there are now."""
         seen: set[int] = set()
-        found = {role: storage_bytes(_tensors(parts), seen) for role, parts in self.networks().items()}
-        found["policy"] = found.get("policy", 0) + storage_bytes(_tensors([self.module]), seen)
+        found = {role: storage_bytes(tensors_of(parts), seen) for role, parts in self.networks().items()}
+        found["policy"] = found.get("policy", 0) + storage_bytes(tensors_of([self.module]), seen)
         found["gradients"] = storage_bytes(p.grad for p in self.module.parameters())
         state = self.optimizer.state.values() if self.optimizer is not None else ()
         found["optimizer"] = storage_bytes(v for s in state for v in s.values() if isinstance(v, Tensor))
@@ -359,10 +200,11 @@ class StageRun:
         """(owner, name, what stands there meanwhile)."""
         found: list[tuple[Any, str, Any]] = [
             (generation, "draw", self._draw), (generation, "sample_with", self._sample), (ppo, "sample_with", self._sample),
-            (ppo_setup, "load_reward", self._load_reward),
-            (scoring, "load_scalar", self._load_scalar), (ppo_setup, "load_scalar", self._load_scalar),
+            (ppo_networks, "load_reward", self._load_reward),
+            (scoring, "load_scalar", self._load_scalar), (ppo_networks, "load_scalar", self._load_scalar),
         ]  # fmt: skip
-        found += [(models, "_check_head", lambda model, name: None), (ppo, "compiled", lambda network, on: nullcontext())]
+        found.append((models, "_check_head", lambda model, name: None))
+        found.append((ppo_networks, "compiled", lambda network, on: nullcontext()))
         # what first runs under the meter would never be compiled
         found.append((logprobs, "compile_once", lambda function, dynamic: function))
         if self.on_gpu:
@@ -550,7 +392,7 @@ class StageRun:
         now = self.by_role()
         trained = storage_bytes(p for p in m.parameters() if p.requires_grad)
         network = m.scalar.trunk if isinstance(m, RewardModule) else m.policy
-        size = storage_bytes(_tensors([network]))
+        size = storage_bytes(tensors_of([network]))
         with self.meter.during("checkpoint", buffers=int(1.125 * (trained + now["optimizer"]))):  # a buffer that grows has spare
             pass
         with self.meter.during("export", buffers=2 * size):

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from .compiling import compile_once
 from .decode import steps_of
-from .models import position_ids
+from .tokens import position_ids
 
 ASKED_EACH = 8  # steps on a GPU between two questions whether all rows have ended
 

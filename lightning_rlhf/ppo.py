@@ -30,7 +30,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from pytorch_lightning.utilities import rank_zero_warn
@@ -38,12 +38,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .alarms import Vitals, negative_kl, repeated_bigrams
-from .blocks import checkpointed, compiled
 from .data import PromptBatch
-from .generation import sample_with, seed_for, truncate, until
-from .logprobs import head_logprobs, head_logprobs_and_kl
-from .lora import adapters_off
-from .models import ScalarModel, decode, hidden_states, save_policy, save_reward
+from .generation import sample_with, seed_for, until
+from .models import save_policy
 from .objective import (
     AdaptiveKL,
     FixedKL,
@@ -57,10 +54,12 @@ from .objective import (
     value_loss,
     whiten,
 )
-from .ppo_setup import PPOSetup, Scorer
-from .scoring import LearnedReward, call_reward
+from .ppo_networks import PPONetworks
+from .scalar import ScalarModel, save_reward
+from .scoring import call_reward
 from .sharding import average_gradients, clip_gradients, gathered, gradient_norm
 from .tasks import UsageError
+from .tokens import decode
 from .validation import Answer, figures, gather, write_table
 
 __all__ = [
@@ -81,16 +80,6 @@ STATISTICS = (
     "ppo/loss/policy", "ppo/loss/value", "ppo/loss/total", "ppo/policy/entropy", "ppo/policy/approxkl", "ppo/policy/clipfrac",
     "ppo/val/vpred", "ppo/val/error", "ppo/val/clipfrac",
 )  # fmt: skip
-
-
-class Outputs(NamedTuple):
-    """What a pass of the policy gives for the R response places: (B, R) each."""
-
-    logprobs: Tensor
-    values: Tensor
-    entropy: Tensor  # without a gradient
-    kl: Tensor | None  # exact, to the reference, where it is needed; 0 where masked
-    ref_logprobs: Tensor | None  # with it
 
 
 @dataclass(frozen=True)
@@ -128,7 +117,7 @@ def padded_columns(mask: Tensor) -> int:
     return int((~mask.any(0)).long().cumprod(0).sum())
 
 
-class PPOModule(PPOSetup):
+class PPOModule(PPONetworks):
     """Trains a policy against a reward with PPO; the options are those of `PPOSetup`."""
 
     # ---------------------------------------------------------------------------------------------------- iteration
@@ -276,140 +265,12 @@ class PPOModule(PPOSetup):
             return [self.resolved.truncate]
         return self.stop if self.mode == "eos" else ()
 
-    def features(self, tokens: Tensor, mask: Tensor, seen: Tensor | None) -> Tensor | None:
-        """(B, P + R, D), the frozen blocks' output, where only top blocks train: what the sampler saw, or of a pass."""
-        if self.split is None:
-            return None
-        return self.split.below(tokens, mask) if seen is None else seen
-
-    def policy_outputs(self, tokens: Tensor, mask: Tensor, features: Tensor | None, reference: Tensor | None = None) -> Outputs:
-        """(B, P + R) → what the policy says of the R response places; their exact KL to the reference (B, R, D), if given."""
-        hidden = self.policy_hidden(tokens, mask, features)
-        values, temperature = self.values_of(hidden, tokens, mask, features), self.task.temperature
-        of, labels = self.real_of(hidden, mask), self.real_of(self.response(tokens), mask)
-        if reference is None:
-            logprobs, entropy = head_logprobs(self.policy, of, labels, temperature, self.compile_blocks)
-            return Outputs(self.spread(logprobs, mask), values, self.spread(entropy, mask), None, None)
-        against = self.reference or self.policy
-        found = head_logprobs_and_kl(self.policy, of, labels, against, self.real_of(reference, mask), temperature)
-        logprobs, entropy, kl, ref_logprobs = (self.spread(x, mask) for x in found)
-        return Outputs(logprobs, values, entropy, kl, ref_logprobs)
-
-    def policy_hidden(self, tokens: Tensor, mask: Tensor, features: Tensor | None) -> Tensor:
-        """(B, P + R) → (B, R, D): the policy at the place before each response token."""
-        with compiled(self.policy, self.compile_blocks), checkpointed(self.policy, self.gradient_checkpointing):
-            hidden = hidden_states(self.policy, tokens, mask) if features is None else self.split.above(features, mask)  # type: ignore[union-attr]
-        return self.before_response(hidden)
-
-    def before_response(self, hidden: Tensor) -> Tensor:
-        """(B, P + R, D) → (B, R, D): the place before each response token."""
-        return hidden[:, -self.task.response_length - 1 : -1]
-
-    def response(self, whole: Tensor) -> Tensor:
-        """(B, P + R) → (B, R), the response places."""
-        return whole[:, -self.task.response_length :]
-
-    def real_of(self, values: Tensor, mask: Tensor) -> Tensor:
-        """(B, R, …), (B, P + R) → (n, …): of the real response places alone; as it is where all are, or where nothing is cut."""
-        return values[self.response(mask)] if self.cuts_padding and self.mode != "fixed" else values
-
-    def spread(self, values: Tensor, mask: Tensor) -> Tensor:
-        """What `real_of` gives, (n,) or (B, R) → (B, R): 0 on the places that are not real."""
-        real = self.response(mask)
-        if values.shape == real.shape:
-            return torch.where(real, values, 0.0)
-        return values.new_zeros(real.shape).masked_scatter(real, values)
-
-    def values_of(self, hidden: Tensor, tokens: Tensor, mask: Tensor, features: Tensor | None) -> Tensor:
-        """The policy's (B, R, D) → (B, R), or the separate value network's own values."""
-        if self.value_trunk is not None:
-            shared = features is not None and self.value_split is not None
-            with compiled(self.value_trunk, self.compile_blocks), checkpointed(self.value_trunk, self.gradient_checkpointing):
-                whole = self.value_split.above(features, mask) if shared else hidden_states(self.value_trunk, tokens, mask)  # type: ignore[union-attr,arg-type]
-            hidden = self.before_response(whole)
-        return self.value_head(hidden)
-
-    def reference_hidden(self, tokens: Tensor, mask: Tensor, features: Tensor | None) -> Tensor:
-        """(B, P + R) → (B, R, D) of the reference: where it is None, the policy with its adapters off."""
-        if self.reference is None:
-            with adapters_off(self.policy), compiled(self.policy, self.compile_blocks):
-                return self.before_response(hidden_states(self.policy, tokens, mask))
-        shared = features is not None and self.ref_split is not None
-        with compiled(self.reference, self.compile_blocks):
-            hidden = self.ref_split.above(features, mask) if shared else hidden_states(self.reference, tokens, mask)  # type: ignore[union-attr,arg-type]
-        return self.before_response(hidden)
-
-    def reference_logprobs(self, hidden: Tensor, tokens: Tensor, mask: Tensor, outputs: Outputs) -> Tensor:
-        """(B, R, D), (B, P + R) → (B, R): log-probs of the reference, its logits divided by the temperature too."""
-        if outputs.ref_logprobs is not None:
-            return outputs.ref_logprobs
-        of, labels = self.real_of(hidden, mask), self.real_of(self.response(tokens), mask)
-        found, _ = head_logprobs(self.reference or self.policy, of, labels, self.task.temperature, self.compile_blocks)
-        return self.spread(found, mask)
-
-    def ended(self, responses: Tensor, real: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Responses as they are scored (B, R), what of them is kept (B, R) bool, whether they ended as they should (B,)."""
-        if self.mode != "eos":
-            return truncate(responses, self.resolved.truncate, self.task.truncate_after, 0)
-        ends = real & torch.isin(responses, torch.tensor(self.stop, device=responses.device))
-        special = torch.tensor(self.tokenizer.all_special_ids, device=responses.device)
-        return responses, real & ~(ends & torch.isin(responses, special)), ends.any(1)
-
-    def score(self, batch: PromptBatch, responses: Tensor, mask: Tensor, features: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Scores (B,) of what is kept of the responses, and whether they ended as they should (B,)."""
-        tokens, kept, found = self.ended(responses, mask[:, -responses.shape[1] :])
-        rows = [r[:n] for r, n in zip(tokens.tolist(), kept.sum(1).tolist(), strict=True)]
-        texts = [decode(self.tokenizer, r, continuation=True) for r in rows] if not self.only_tokens else []
-        scores = torch.zeros(len(rows), device=found.device)
-        for scorer in self.scorers:
-            if scorer.split is not None and features is not None:
-                part = self._score_features(scorer, features, torch.cat([mask[:, : -responses.shape[1]], kept], 1))
-            elif scorer.same_tokens:
-                part = scorer.reward.score_tokens([q + r for q, r in zip(batch.queries, rows, strict=True)])  # type: ignore[union-attr]
-            else:
-                part = torch.tensor(call_reward(scorer.reward, batch.texts, texts, batch.columns), device=found.device)
-            scores = scores + scorer.weight * part.float()
-        if not bool(scores.isfinite().all()):
-            wrong = f"{int((~scores.isfinite()).sum())} of {len(scores)} scores are not finite at iteration {self.updates}"
-            raise UsageError(f"model.reward: {wrong}, expected finite numbers")
-        if self.score_clip is not None:
-            scores = scores.clamp(-self.score_clip, self.score_clip)
-        penalty = self.task.penalty if self.missing_eos_penalty is None else self.missing_eos_penalty
-        return torch.where(found, scores, penalty), found
-
-    @property
-    def only_tokens(self) -> bool:
-        """Whether no reward reads texts."""
-        return all(scorer.same_tokens for scorer in self.scorers)
-
-    def _score_features(self, scorer: Scorer, features: Tensor, mask: Tensor) -> Tensor:
-        """(B, P + R, D) of the shared blocks → (B,)."""
-        assert scorer.split is not None and isinstance(scorer.reward, LearnedReward)
-        index = torch.arange(len(features), device=features.device)
-        return torch.cat([
-            scorer.reward.scalar.score_hidden(scorer.split.above(features[i], mask[i]), mask[i])
-            for i in index.split(self._micro(len(index)))
-        ])  # fmt: skip
-
-    @property
-    def cuts_padding(self) -> bool:
-        """Whether a pass leaves out columns that are padding in all of its rows, and logits of places that are not real.
-
-        Where the update's passes have the rollout's rows, they round alike; permuted minibatches would not. Compiled blocks want
-        few shapes.
-        """
-        return self.num_mini_batches == 1 and not self.compile_blocks
-
     def passes(self, index: Tensor, mask: Tensor, micro: int) -> tuple[Tensor, ...]:
         """Rows of (B, P + R) in passes of so many; where padding is cut, those with the longest prompts first."""
         if self.cuts_padding and micro < len(index):
             prompts = mask[index, : -self.task.response_length].sum(1)
             index = index[prompts.argsort(descending=True, stable=True)]
         return index.split(micro)
-
-    def _micro(self, rows: int) -> int:
-        """Episodes a forward pass."""
-        return self.micro_batch_size or rows
 
     def minibatches(self, n: int) -> Iterator[tuple[Tensor, ...]]:
         """Row numbers of each inner epoch's minibatches: a fresh permutation an epoch, where there are several.

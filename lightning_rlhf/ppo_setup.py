@@ -1,44 +1,35 @@
-"""What PPO starts from: its options, what is checked before anything is loaded, the networks, the guard of the reward's sign,
-and the state that a resume takes up. The algorithm is `ppo.py`.
+"""PPO's options, what is checked of them before anything is loaded, and the state that a resume takes up.
+
+The networks are in `ppo_networks.py`, the algorithm in `ppo.py`.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import time
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from pytorch_lightning.cli import OptimizerCallable
-from pytorch_lightning.utilities import rank_zero_warn
 from torch import nn
 from torchmetrics import Metric
 from transformers import AutoConfig
 
 from .alarms import Alarms, Thresholds
-from .blocks import blocks_of
-from .lora import LoRA, add_lora, lora_problems
-from .memory import SharedWeights, to_dtype
-from .models import ScalarHead, SplitTrunk, bos_ids, find_lm, load_lm, load_scalar, read_reward_info, vocabulary
+from .lora import LoRA, lora_problems
+from .models import find_lm
 from .objective import AdaptiveKL, FixedKL
-from .optim import AdamTF, linear_anneal
+from .optim import AdamTF
+from .scalar import read_reward_info
 from .scoring import (
-    LearnedReward,
-    RewardFunction,
     WeightedReward,
-    call_reward,
     find_reward,
-    guard,
     is_learned,
-    load_reward,
-    weighted_sum,
 )
 from .sharding import is_sharding
 from .stage import StageModule
-from .tasks import Task, UsageError, stop_ids, task_tokens, told
+from .tasks import Task, UsageError, told
 from .validation import Answer
 
 THRESHOLDS = Thresholds()
@@ -46,16 +37,6 @@ CHOICES = {
     "mode": ("fixed", "truncated", "eos"), "value": ("shared", "separate"),
     "kl_estimator": ("k1", "k2", "k3", "full"), "kl_level": ("token", "sequence"), "frozen_dtype": ("float32", "bfloat16"),
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Scorer:
-    """One reward of the sum, and how it reads responses."""
-
-    weight: float
-    reward: LearnedReward | RewardFunction
-    same_tokens: bool  # a learned one with the policy's tokenizer reads token ids
-    split: SplitTrunk | None  # its top blocks, where the ones below are the policy's
 
 
 class PPOSetup(StageModule):
@@ -116,6 +97,8 @@ class PPOSetup(StageModule):
         seed: Of sampling and of the minibatches.
         overwrite: Replace an existing output.
     """
+
+    kl: FixedKL | AdaptiveKL  # made with the networks
 
     may_change = StageModule.may_change | {f"model.alarms.{f.name}" for f in fields(Thresholds)} | {"model.max_skipped_steps"}
 
@@ -314,148 +297,13 @@ class PPOSetup(StageModule):
             if getattr(self, option) and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
                 problems.append(f"model.{option}: found true without a C++ compiler (c++, or what CXX names); expected false")
         if self.value_init is not None:
-            problems += told(read_reward_info if _is_reward(self.value_init) else find_lm, self.value_init)
+            problems += told(read_reward_info if is_reward(self.value_init) else find_lm, self.value_init)
         return problems
 
     @property
     def learned(self) -> bool:
         """Whether a reward model is among the rewards."""
         return any(is_learned(part.reward) for part in self.parts)
-
-    def configure_model(self) -> None:
-        """Load policy, value head, reference and reward, once."""
-        if hasattr(self, "policy"):
-            return
-        lm = load_lm(self.policy_name)
-        self.policy, self.tokenizer, self.pad_id = lm.model, lm.tokenizer, lm.pad_id
-        self.value_head = ScalarHead(self.policy.get_input_embeddings().weight.shape[1])
-        self.resolved = task_tokens(self.task, self.tokenizer)
-        self.stop: tuple[int, ...] = ()
-        if self.mode == "eos":
-            self.stop = stop_ids(self.tokenizer, self.stop_token, "model.stop_token")
-        self.kl = FixedKL(self.kl_coef) if self.kl_target is None else AdaptiveKL(self.kl_coef, self.kl_target, self.kl_horizon)
-        if self.compile_blocks:
-            blocks_of(self.policy)  # told now
-        self.split = SplitTrunk(self.policy, self.trainable_layers) if self.trainable_layers is not None else None
-        shared = SharedWeights()
-        self._hold(shared, self.policy, trained=True)
-        self.value_trunk, self.value_split = None, None
-        if self.value == "separate":
-            self.value_trunk = self._value_trunk()
-            self.value_split = self._split_like_the_policy(self.value_trunk)
-            self._hold(shared, self.value_trunk, trained=True)
-        self.reference, self.ref_split = self._reference(), None
-        if self.reference is not None:
-            self.ref_split = self._split_like_the_policy(self.reference)
-            self._hold(shared, self.reference)
-        self.scorers = [self._scorer(part.weight, load_reward(part.reward)) for part in self.parts]
-        self.held_out = load_reward(self.held_out_reward) if self.held_out_reward else None
-        rewards = [scorer.reward for scorer in self.scorers]
-        self.reward, self.more_rewards = rewards[0], nn.ModuleList(r for r in rewards[1:] if isinstance(r, nn.Module))
-        for reward in (*rewards, self.held_out):
-            if isinstance(reward, LearnedReward):
-                reward.requires_grad_(False)
-                reward.even = self.sharded
-                self._hold(shared, reward.scalar.trunk, adapter=Path(reward.directory) / "adapter")
-
-    def _hold(self, shared: SharedWeights, network: Any, trained: bool = False, adapter: Path | None = None) -> None:
-        """Settle what of a network trains, and hold its frozen weights in their type and in memory once."""
-        if not trained:
-            network.requires_grad_(False)
-        elif self.lora is not None:
-            add_lora(network, self.lora, self.seed)
-        to_dtype(network, getattr(torch, self.frozen_dtype))
-        if self.sharded:  # each network by itself: a weight stands in one place alone
-            self.shard(network)
-        else:
-            shared.add(network, adapter)
-
-    def _split_like_the_policy(self, network: Any) -> SplitTrunk | None:
-        """A network cut where the policy is, if the blocks below serve both; None where they do not, or nothing is cut."""
-        return self.split.shared_with(network) if self.split is not None else None
-
-    def _reference(self) -> Any:
-        """The reference; None where it is the policy with its adapters off."""
-        if self.lora is not None and self.reference_name == self.policy_name:
-            return None
-        reference = load_lm(self.reference_name).model
-        if reference.get_input_embeddings().weight.shape[0] != self.policy.get_input_embeddings().weight.shape[0]:
-            raise UsageError(f"model.reference: {self.reference_name} and {self.policy_name} have different vocabularies")
-        return reference
-
-    def _value_trunk(self) -> Any:
-        """The separate value network's trunk; a reward directory's head and gain go into the value head."""
-        name = self.value_init or self.policy_name
-        if not _is_reward(name):
-            lm = load_lm(name)
-            trunk, tokenizer, width = lm.model.base_model, lm.tokenizer, lm.model.get_input_embeddings().weight.shape[1]
-            self.value_head = ScalarHead(width)
-        else:
-            scalar, tokenizer, _ = load_scalar(name)
-            trunk, width = scalar.trunk, scalar.head.weight.shape[1]
-            self.value_head = ScalarHead(width)
-            with torch.no_grad():
-                self.value_head.weight.copy_(scalar.gain * scalar.head.weight)
-                self.value_head.bias.copy_(scalar.gain * scalar.head.bias + scalar.bias)
-        if vocabulary(tokenizer) != vocabulary(self.tokenizer):
-            raise UsageError(f"model.value_init: {name} and {self.policy_name} have different vocabularies")
-        return trunk
-
-    def _scorer(self, weight: float, reward: LearnedReward | RewardFunction) -> Scorer:
-        """How a reward reads responses."""
-        if not isinstance(reward, LearnedReward):
-            return Scorer(weight, reward, False, None)
-        same_tokens = vocabulary(reward.tokenizer) == vocabulary(self.tokenizer)
-        no_affixes = list(self.resolved.prefix) == bos_ids(self.tokenizer) and not self.resolved.suffix
-        shares = self.split is not None and same_tokens and no_affixes
-        return Scorer(weight, reward, same_tokens, self.split.shared_with(reward.scalar.trunk) if shares else None)  # type: ignore[union-attr]
-
-    @property
-    def reward_split(self) -> SplitTrunk | None:
-        """The first reward's top blocks, where the ones below are the policy's."""
-        return self.scorers[0].split
-
-    def configure_optimizers(self) -> Any:
-        """The chosen optimizer; lr_u = lr (1 − u / updates), constant within an iteration."""
-        optimizer = self.optimizer(self.trained_parameters())
-        return [optimizer], [linear_anneal(optimizer, int(self.trainer.estimated_stepping_batches))]
-
-    def on_fit_start(self) -> None:
-        """Guard the reward's sign before the first rollout."""
-        super().on_fit_start()
-        self.began = time.perf_counter()
-        try:
-            if self.learned and self.guard_comparisons:
-                self.guard_result = guard(self.whole_reward(), self.guard_comparisons)
-            elif self.guard_pairs:
-                self.guard_result = self._guard_pairs(self.guard_pairs)
-            else:
-                rank_zero_warn("PPO starts UNGUARDED: nothing checks the sign of the reward (guard_comparisons, guard_pairs)")
-        except UsageError as error:
-            if not self.allow_unguarded:
-                raise
-            rank_zero_warn(f"PPO starts ALTHOUGH {error}")
-            self.guard_result = {"kind": "overridden", "why": str(error)}
-        overrides = [name for name in ("allow_unguarded", "allow_other_task", "allow_negative_kl") if getattr(self, name)]
-        if overrides:
-            rank_zero_warn(f"PPO starts with checks overridden: {', '.join(overrides)}")
-            self.guard_result["overrides"] = ", ".join(overrides)
-        if self.kl_coef < 0:
-            rank_zero_warn(f"PPO starts with a NEGATIVE kl_coef of {self.kl_coef}")
-
-    def _guard_pairs(self, pairs: list[dict[str, str]]) -> dict[str, Any]:
-        """Every pair must be ordered as the config says; raises UsageError."""
-        prompts, better, worse = ([p[k] for p in pairs] for k in ("prompt", "better", "worse"))
-        high, low = (call_reward(self.whole_reward(), prompts, texts, {}) for texts in (better, worse))
-        for pair, h, l in zip(pairs, high, low, strict=True):
-            if not h > l:
-                order = f"{pair['better']!r} scores {h:.4f}, not above {pair['worse']!r} with {l:.4f}"
-                raise UsageError(f"the reward was refused: guard_pairs: {order}")
-        return {"kind": "pairs", "n": len(pairs)}
-
-    def whole_reward(self) -> RewardFunction:
-        """The weighted sum, as a function of texts."""
-        return weighted_sum([s.weight for s in self.scorers], [s.reward for s in self.scorers])
 
     def stage_state(self) -> dict[str, Any]:
         """β, the counters, what alarms and validations compare with; sampling needs no random state."""
@@ -481,6 +329,6 @@ def _positions(name: str) -> int | None:
     return getattr(config, "n_positions", None)
 
 
-def _is_reward(name: str) -> bool:
+def is_reward(name: str) -> bool:
     """Whether a name is a reward directory's."""
     return (Path(name) / "reward.json").is_file()

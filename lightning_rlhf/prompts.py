@@ -21,11 +21,12 @@ from tqdm import tqdm
 from .cleaning import ENCODING
 from .files import write_jsonl
 from .generation import sample, seed_for
-from .models import LM, decode, encode, find_lm, load_lm, load_tokenizer, run_context
+from .models import LM, find_lm, load_lm, load_tokenizer, run_context
 from .runinfo import RunInfo
 from .sources import Source, source_problems, texts_of
 from .splits import fraction, normalised
 from .tasks import Task, TaskTokens, UsageError, build_query, query_2020, task_tokens
+from .tokens import decode, encode
 
 FORMS, SPLITS = ("2019", "2020"), ("query", "position")
 

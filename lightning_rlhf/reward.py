@@ -36,13 +36,16 @@ from .data import ComparisonBatch, Judged, policy_prompt
 from .generation import sample, seed_for
 from .heldout import Decision, accuracy, decisions, scalar_fit, summary
 from .lora import LoRA, add_lora, lora_problems
-from .models import ScalarModel, SplitTrunk, bos_ids, find_lm, first_blocks, load_lm, pad_batch, save_reward
+from .models import find_lm, load_lm
 from .objective import wide
 from .optim import AdamTF, linear_anneal
 from .records import Comparison, label_type
+from .scalar import ScalarModel, save_reward
 from .sharding import gathered
 from .stage import StageModule, is_finite
 from .tasks import Task, UsageError, task_tokens, told
+from .tokens import bos_ids, pad_batch
+from .trunks import SplitTrunk, first_blocks
 
 # ------------------------------------------------------------------------------------------------------------ losses
 

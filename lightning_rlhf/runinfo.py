@@ -6,42 +6,47 @@ from __future__ import annotations
 import json
 import os
 import platform
-import resource
 import shlex
-import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from .files import file_sha256, members, sync
+from .files import exchange, file_sha256, members, remove, sync
+from .machine import peak_resident
 
 PACKAGES = ("lightning-rlhf", "torch", "pytorch-lightning", "transformers", "torchmetrics", "numpy")
 
 
 @contextmanager
 def atomic_directory(path: str | Path) -> Iterator[Path]:
-    """Yield an empty directory beside `path`; on success it takes the name `path` (replacing one that is there)."""
+    """Yield an empty directory beside `path`; on success it takes the name `path`, in one step where the system can.
+
+    What is there is replaced, and is still there after a failure.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
+    remove(partial)
     partial.mkdir()
     try:
         yield partial
         sync(partial)
         old = path.with_name(f".{path.name}.old-{os.getpid()}")
-        if path.exists():
+        if path.exists() and not exchange(partial, path):
             path.rename(old)
-        partial.rename(path)
-        shutil.rmtree(old, ignore_errors=True)
+        if not path.exists():
+            partial.rename(path)
+        with suppress(OSError):
+            remove(old)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        with suppress(OSError):
+            remove(partial)
 
 
 def commit() -> str | None:
@@ -64,12 +69,6 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
-
-
-def peak_memory_mb() -> float:
-    """The process's peak resident memory in MB (2^20 bytes)."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1024.0 if sys.platform != "darwin" else 1024.0 * 1024.0)
 
 
 def command() -> str:
@@ -97,7 +96,7 @@ class RunInfo:
             "versions": versions(),
             "data": {file: file_sha256(file) for p in self.data for file in members(p)},
             "seconds": round(time.time() - self.began, 1),
-            "peak_memory_mb": round(peak_memory_mb()),
+            "peak_memory_mb": round(peak_resident() / 2**20),
             "config": self.config,
             **more,
         }

@@ -24,9 +24,11 @@ from .chat import first_in_messages, need_template, rendered
 from .files import file_sha256
 from .heldout import accuracy, decisions
 from .heldout import accuracy_interval as accuracy_interval
-from .models import bos_ids, decode, encode, encode_continuation, load_scalar, load_tokenizer, pad_batch, read_reward_info
+from .models import load_tokenizer
 from .records import Comparison, DataError, read_comparisons
+from .scalar import load_scalar, read_reward_info
 from .tasks import UsageError
+from .tokens import bos_ids, decode, encode, encode_continuation, pad_batch
 
 
 class RewardFunction(Protocol):

@@ -18,10 +18,11 @@ from .blocks import checkpointed
 from .data import SFTBatch
 from .logprobs import head_logprobs
 from .lora import LoRA, add_lora, lora_problems
-from .models import SplitTrunk, find_lm, hidden_states, load_lm, save_policy
+from .models import find_lm, load_lm, save_policy
 from .optim import AdamTF, linear_anneal
 from .stage import StageModule, is_finite
 from .tasks import Task, told
+from .trunks import SplitTrunk, hidden_states
 
 
 class SFTModule(StageModule):

@@ -227,7 +227,7 @@ class TaskTokens:
 
 def task_tokens(task: Task, tokenizer: Any) -> TaskTokens:
     """Resolve a task's texts with a tokenizer. Raises ValueError where one of them is not a single token."""
-    from .models import bos_ids, encode, encode_continuation
+    from .tokens import bos_ids, encode, encode_continuation
 
     prefix = bos_ids(tokenizer) + (encode(tokenizer, task.query_prefix) if task.query_prefix else [])
     suffix = encode_continuation(tokenizer, task.query_suffix) if task.query_suffix else []

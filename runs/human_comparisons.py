@@ -26,8 +26,9 @@ from sklearn.linear_model import LogisticRegression
 from eval.rouge import rouge_scores
 from lightning_rlhf.files import read_jsonl, write_jsonl
 from lightning_rlhf.heldout import accuracy, decisions
-from lightning_rlhf.models import encode, encode_continuation, load_tokenizer
+from lightning_rlhf.models import load_tokenizer
 from lightning_rlhf.records import Comparison, read_comparisons
+from lightning_rlhf.tokens import encode, encode_continuation
 
 HELD_OUT = {"hh_harmless": 400, "summeval": 20}
 AXES = ("coherence", "consistency", "fluency", "relevance")

@@ -12,7 +12,7 @@ set -euo pipefail
 DATA=$1 OUT=$2 POSTS=${3:-200}
 shift $(($# < 3 ? $# : 3))
 DATA=$(realpath "$DATA") && mkdir -p "$OUT" && OUT=$(realpath "$OUT")
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." && OUT=$(realpath --relative-to=. "$OUT")
 python - "$DATA/tldr/posts.jsonl.gz" "$OUT" "$POSTS" <<'PYTHON'
 import sys
 from lightning_rlhf.files import read_jsonl, write_jsonl

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 from pytorch_lightning.accelerators import CUDAAccelerator
 
@@ -276,6 +277,22 @@ def test_interrupt_leaves_no_traceback(
         main(["prompts"])
     assert stopped.value.code == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_a_failed_compilation_names_the_options(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def backend(graph: object, inputs: object) -> None:
+        raise KeyError("buf3")
+
+    def compiles(**options: object) -> None:
+        torch.compile(lambda x: x + 1, backend=backend)(torch.ones(1))
+
+    monkeypatch.setattr(prompts, "build_prompts", compiles)
+    with pytest.raises(SystemExit) as stopped:
+        main(["prompts"])
+    assert stopped.value.code == 2
+    found = capsys.readouterr().err
+    assert found.startswith("error: model.compile_blocks, model.compile_sampler: PyTorch ")
+    assert "KeyError: 'buf3'" in found and "Traceback" not in found
 
 
 @pytest.mark.parametrize(

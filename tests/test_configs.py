@@ -11,7 +11,8 @@ import pytest
 import yaml
 from jsonargparse import set_parsing_settings
 
-import eval.__main__ as evaluation
+import eval.steps
+from eval.__main__ import parse as parse_eval
 from lightning_rlhf import cli, fit, labelers, online, prompts
 from lightning_rlhf.tasks import TASKS, Task
 
@@ -53,7 +54,7 @@ class Parsed(fit.RLHFCLI):
 def parse(stage: str, *words: str) -> dict[str, Any]:
     """The options of a stage, with ${run_dir} and ${lm} filled in, by the parser of its command."""
     if stage == "eval":
-        return evaluation.parse(["report", *words])
+        return vars(parse_eval(["report", *words]))
     if stage in FUNCTION:
         return cli.parse_function(stage, list(words))
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
@@ -100,7 +101,7 @@ def nothing_is_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
     import lightning_rlhf.reward
     import lightning_rlhf.sft
 
-    looking = (lightning_rlhf.models, lightning_rlhf.ppo_setup, lightning_rlhf.reward, lightning_rlhf.sft, evaluation)
+    looking = (lightning_rlhf.models, lightning_rlhf.ppo_setup, lightning_rlhf.reward, lightning_rlhf.sft, eval.steps)
     for module in (*looking, labelers, online, prompts):
         monkeypatch.setattr(module, "find_lm", refuse)
 

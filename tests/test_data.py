@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from lightning_rlhf.data import (
-    BatchLoader,
     ComparisonBatch,
     DataError,
     PreferenceData,
@@ -21,8 +20,10 @@ from lightning_rlhf.data import (
     SFTBatch,
     SFTData,
 )
-from lightning_rlhf.models import bos_ids, encode, load_tokenizer
+from lightning_rlhf.loader import BatchLoader
+from lightning_rlhf.models import load_tokenizer
 from lightning_rlhf.tasks import QUERY_2020, Task
+from lightning_rlhf.tokens import bos_ids, encode
 
 TASK = Task(name="toy", query_length=12, start_text=None, response_length=4, truncate_text=None, truncate_after=0)
 LM = "stories260k"

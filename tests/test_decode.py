@@ -17,7 +17,8 @@ from lightning_rlhf import decode
 from lightning_rlhf.decode import CachedSteps, FixedSteps, Forward, Steps, family_of, steps_of
 from lightning_rlhf.generation import sample_with, until
 from lightning_rlhf.lora import LoRA, add_lora, lora_layers
-from lightning_rlhf.models import load_lm, pad_batch, position_ids
+from lightning_rlhf.models import load_lm
+from lightning_rlhf.tokens import pad_batch, position_ids
 
 ROWS = [[1, 300, 301, 302], [1, 290], [1, 310, 311, 312, 313, 314, 315], [1]]
 TOKENS = torch.randint(3, 500, (6, 4, 1), generator=torch.Generator().manual_seed(0))  # of six steps

@@ -16,9 +16,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from lightning_rlhf import estimate, fit
 from lightning_rlhf.cli import main
-from lightning_rlhf.estimate import Estimate, Meter, available_memory, storage_bytes
-from lightning_rlhf.models import ScalarHead, load_lm, load_tokenizer
+from lightning_rlhf.estimate import Estimate
+from lightning_rlhf.machine import available_memory, resident
+from lightning_rlhf.meter import Meter, storage_bytes
+from lightning_rlhf.models import load_lm, load_tokenizer
 from lightning_rlhf.optim import AdamTF
+from lightning_rlhf.scalar import ScalarHead
 
 Command = Callable[..., list[str]]
 
@@ -235,7 +238,7 @@ def test_bound_is_above_the_estimate(words: Callable[..., list[str]], monkeypatc
     main(["estimate", *words("ppo", "--model.reward", "known:sentiment")])
     run = parsed[0]
     above = estimate.bound(run.model, run.datamodule)
-    assert estimate.estimate(run.model, run.datamodule, run.trainer).peak - estimate.resident() < above - 2**29
+    assert estimate.estimate(run.model, run.datamodule, run.trainer).peak - resident() < above - 2**29
 
 
 @pytest.mark.parametrize(

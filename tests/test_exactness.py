@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from lightning_rlhf import ppo as ppo_file
+from lightning_rlhf import ppo_networks
 from lightning_rlhf.data import ComparisonBatch, PreferenceData, PromptBatch, PromptData, SFTBatch, SFTData
 from lightning_rlhf.generation import Drawn
 from lightning_rlhf.ppo import PPOModule, Rollout
@@ -89,8 +89,9 @@ def test_one_times_sixteen_is_sixteen_times_one_in_ppo(tmp_path: Path, options: 
 def test_micro_batches_hold_prompts_of_like_lengths_without_padding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The longest prompts come first; no pass of the update has a column that is padding in all of its rows."""
     masks: list[Tensor] = []
-    plain = ppo_file.hidden_states
-    monkeypatch.setattr(ppo_file, "hidden_states", lambda model, tokens, mask: masks.append(mask) or plain(model, tokens, mask))
+    plain = ppo_networks.hidden_states
+    seen = lambda model, tokens, mask: masks.append(mask) or plain(model, tokens, mask)  # noqa: E731
+    monkeypatch.setattr(ppo_networks, "hidden_states", seen)
     fit(*ppo(tmp_path, micro_batch_size=4))
     assert len(masks) == 4 * (2 + 2)  # policy and reference, then two inner epochs
     assert all(bool(mask[:, 0].any()) for mask in masks)

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from lightning_rlhf.generation import draw, sample, sample_until, sample_with, seed_for, truncate
 from lightning_rlhf.logprobs import logits_of, token_logprobs
-from lightning_rlhf.models import LM, SplitTrunk, hidden_states, load_lm, pad_batch
+from lightning_rlhf.models import LM, load_lm
+from lightning_rlhf.tokens import pad_batch
+from lightning_rlhf.trunks import SplitTrunk, hidden_states
 
 # ---------------------------------------------------------------------------------------------------------- truncation
 

@@ -15,9 +15,10 @@ from lightning_rlhf import decode
 from lightning_rlhf.data import PromptData
 from lightning_rlhf.decode import FixedSteps
 from lightning_rlhf.generation import sample_with
-from lightning_rlhf.models import load_lm, pad_batch, run_context
+from lightning_rlhf.models import load_lm, run_context
 from lightning_rlhf.optim import AdamTF
 from lightning_rlhf.ppo import PPOModule
+from lightning_rlhf.tokens import pad_batch
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 ROWS = [[1, 300, 301, 302], [1, 290], [1, 310, 311, 312, 313, 314, 315], [1]]

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from lightning_rlhf.cli import main
-from lightning_rlhf.models import decode, load_tokenizer
+from lightning_rlhf.models import load_tokenizer
 from lightning_rlhf.records import Comparison, read_comparisons
+from lightning_rlhf.tokens import decode
 
 ROOT = Path(__file__).resolve().parent.parent
 spec = importlib.util.spec_from_file_location("human_comparisons", ROOT / "runs/human_comparisons.py")

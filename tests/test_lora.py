@@ -27,13 +27,15 @@ from transformers import (
 from lightning_rlhf.data import PreferenceData, PromptBatch, PromptData, SFTData
 from lightning_rlhf.logprobs import head_logprobs, logits_of
 from lightning_rlhf.lora import LoRA, adapters_off, add_lora, lora_layers, plain_copy
-from lightning_rlhf.models import ASSETS, hidden_states, load_lm, load_scalar, load_tokenizer
+from lightning_rlhf.models import ASSETS, load_lm, load_tokenizer
 from lightning_rlhf.optim import AdamTF
 from lightning_rlhf.ppo import PPOModule, Rollout
 from lightning_rlhf.reward import RewardModule
+from lightning_rlhf.scalar import load_scalar
 from lightning_rlhf.sft import SFTModule
 from lightning_rlhf.stage import StageCheckpoint, StageModule
 from lightning_rlhf.tasks import UsageError
+from lightning_rlhf.trunks import hidden_states
 
 TEXTS = [" and ran away", " sat on it", " is big", " was very happy to see"]
 FAMILIES = ["gpt2", "llama"]

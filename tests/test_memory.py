@@ -15,18 +15,22 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from lightning_rlhf import estimate, ppo_setup
+from lightning_rlhf import ppo_setup
 from lightning_rlhf.blocks import blocks_of, checkpointed, compiled
 from lightning_rlhf.data import PreferenceData, PromptBatch, PromptData, SFTData
 from lightning_rlhf.lora import LoRA, MergedLinear, add_lora, lora_layers
 from lightning_rlhf.memory import SharedWeights
-from lightning_rlhf.models import ScalarModel, SplitTrunk, hidden_states, load_lm, load_tokenizer, pad_batch, save_reward
+from lightning_rlhf.meter import storage_bytes
+from lightning_rlhf.models import load_lm, load_tokenizer
 from lightning_rlhf.optim import AdamTF
 from lightning_rlhf.ppo import PPOModule, Rollout
 from lightning_rlhf.reward import RewardModule
+from lightning_rlhf.scalar import ScalarModel, save_reward
 from lightning_rlhf.scoring import LearnedReward
 from lightning_rlhf.sft import SFTModule
 from lightning_rlhf.tasks import UsageError
+from lightning_rlhf.tokens import pad_batch
+from lightning_rlhf.trunks import SplitTrunk, hidden_states
 
 TEXTS = [" and ran away", " sat on it", " is big", " was very happy to see"]
 ROWS = [[1, 300, 301, 302], [1, 290], [1, 310, 311, 312, 313, 314, 315]]
@@ -103,9 +107,9 @@ def size(parameters: Any) -> int:
     return sum(p.numel() * p.element_size() for p in parameters)
 
 
-def storage_bytes(models: list[nn.Module]) -> int:
+def bytes_of(models: list[nn.Module]) -> int:
     """Of all their parameters, each storage once."""
-    return estimate.storage_bytes(p for model in models for p in model.parameters())
+    return storage_bytes(p for model in models for p in model.parameters())
 
 
 def networks(module: PPOModule) -> list[nn.Module]:
@@ -124,10 +128,10 @@ def test_blocks_that_do_not_train_are_in_memory_once(tmp_path: Path, monkeypatch
     trunk, tops = size(whole.parameters()), size([*whole.model.layers[3:].parameters(), *whole.model.norm.parameters()])
     scalars = size([*together.reward.scalar.head.parameters(), together.reward.scalar.gain, together.reward.scalar.bias])  # type: ignore[union-attr]
     # the reference has its own top blocks: the policy's train
-    assert storage_bytes(networks(together)) == trunk + 3 * tops + scalars
+    assert bytes_of(networks(together)) == trunk + 3 * tops + scalars
     monkeypatch.setattr(SharedWeights, "add", lambda self, model, adapter=None: None)
     apart, two, _ = run(tmp_path / "apart", **options)
-    assert storage_bytes(networks(apart)) == 4 * trunk + scalars
+    assert bytes_of(networks(apart)) == 4 * trunk + scalars
     for a, b in zip(one, two, strict=True):
         for name, value in vars(a).items():
             assert value is None or torch.equal(value, getattr(b, name)), name
@@ -145,13 +149,13 @@ def test_every_role_on_one_trunk_with_adapters(tmp_path: Path) -> None:
     module.configure_model()
     adapters = size(p for n, p in module.policy.named_parameters() if ".lora_" in n)
     scalars = 4 * (64 + 1 + 2)
-    assert storage_bytes(networks(module)) == start + 4 * adapters + 2 * scalars
-    assert storage_bytes([*networks(module), LearnedReward(reward)]) > 1.9 * start  # what a separate copy takes
+    assert bytes_of(networks(module)) == start + 4 * adapters + 2 * scalars
+    assert bytes_of([*networks(module), LearnedReward(reward)]) > 1.9 * start  # what a separate copy takes
     # the modules keep sharing where they are moved
     module.double().float()
-    assert storage_bytes(networks(module)) == start + 4 * adapters + 2 * scalars
+    assert bytes_of(networks(module)) == start + 4 * adapters + 2 * scalars
     trainer_of().fit(module, data)
-    assert storage_bytes(networks(module)) == start + 4 * adapters + 2 * scalars
+    assert bytes_of(networks(module)) == start + 4 * adapters + 2 * scalars
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -219,7 +223,7 @@ def test_frozen_networks_in_bf16(tmp_path: Path) -> None:
     assert {p.dtype for p in (*half.reference.parameters(), *scalar.trunk.parameters())} == {torch.bfloat16}
     assert {p.dtype for p in (*half.policy.parameters(), *scalar.head.parameters())} == {torch.float32}
     assert half.reference.model.rotary_emb.inv_freq.dtype == torch.float32
-    assert storage_bytes([half.reference]) * 2 == storage_bytes([full.reference])
+    assert bytes_of([half.reference]) * 2 == bytes_of([full.reference])
 
 
 def test_adapters_on_weights_in_bf16(tmp_path: Path) -> None:

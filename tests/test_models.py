@@ -31,30 +31,11 @@ from lightning_rlhf.logprobs import (
     logits_of,
     token_logprobs,
 )
-from lightning_rlhf.models import (
-    ASSETS,
-    LM,
-    ScalarHead,
-    ScalarModel,
-    SplitTrunk,
-    bos_ids,
-    decode,
-    encode,
-    encode_continuation,
-    find_lm,
-    first_blocks,
-    hidden_states,
-    load_lm,
-    load_scalar,
-    load_tokenizer,
-    pack_groups,
-    pad_batch,
-    position_ids,
-    read_reward_info,
-    save_policy,
-    save_reward,
-)
+from lightning_rlhf.models import ASSETS, LM, find_lm, load_lm, load_tokenizer, save_policy
+from lightning_rlhf.scalar import ScalarHead, ScalarModel, load_scalar, read_reward_info, save_reward
 from lightning_rlhf.tasks import UsageError
+from lightning_rlhf.tokens import bos_ids, decode, encode, encode_continuation, pad_batch, position_ids
+from lightning_rlhf.trunks import SplitTrunk, first_blocks, hidden_states, pack_groups
 
 CORPUS = ["The cat sat on the mat.\n\nTL;DR: a cat sat.", "Once upon a time, there was a little dog named Tom."] * 4
 FAMILIES = ["gpt2", "llama"]

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from lightning_rlhf import files, records
+from lightning_rlhf import files, formats, records
 from lightning_rlhf.files import content, file_sha256, members, read_jsonl, write_jsonl
 from lightning_rlhf.records import (
     FORMATS,
@@ -282,7 +282,7 @@ def test_demonstrations_and_prompts_in_messages(tmp_path):
 
 def test_every_format_has_a_case_and_a_layout():
     assert (
-        set(FORMATS) == {name.split()[0] for name in FORMAT_CASES} == {x.format for x in records._COMPARISONS}
+        set(FORMATS) == {name.split()[0] for name in FORMAT_CASES} == {x.format for x in formats.COMPARISONS}
     )
 
 

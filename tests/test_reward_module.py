@@ -18,12 +18,14 @@ from lightning_rlhf.blocks import blocks_of
 from lightning_rlhf.cli import main
 from lightning_rlhf.data import PreferenceData, SFTData
 from lightning_rlhf.lora import LoRA
-from lightning_rlhf.models import load_lm, load_scalar, load_tokenizer, pad_batch
+from lightning_rlhf.models import load_lm, load_tokenizer
 from lightning_rlhf.optim import AdamTF
 from lightning_rlhf.reward import RewardModule
+from lightning_rlhf.scalar import load_scalar
 from lightning_rlhf.sft import SFTModule
 from lightning_rlhf.stage import StageModule
 from lightning_rlhf.tasks import Task, UsageError
+from lightning_rlhf.tokens import pad_batch
 
 LM = "stories260k"
 TASK = Task(name="toy", query_length=12, start_text=None, response_length=6, truncate_text=None, truncate_after=0)

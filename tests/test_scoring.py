@@ -12,14 +12,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from eval.__main__ import judge_reward
+from eval.reward_model import judge_reward
 from lightning_rlhf.cli import main
 from lightning_rlhf.data import DataError, read_comparisons
 from lightning_rlhf.files import write_jsonl
-from lightning_rlhf.models import encode, encode_continuation, read_reward_info
 from lightning_rlhf.ppo import PPOModule
 from lightning_rlhf.records import Comparison
 from lightning_rlhf.reward import best_of_n_loss
+from lightning_rlhf.scalar import read_reward_info
 from lightning_rlhf.scoring import (
     LearnedReward,
     accuracy_interval,
@@ -34,6 +34,7 @@ from lightning_rlhf.scoring import (
     load_reward,
 )
 from lightning_rlhf.tasks import UsageError
+from lightning_rlhf.tokens import encode, encode_continuation
 
 REWARD = """
 def length(prompts, completions, **columns):

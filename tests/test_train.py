@@ -16,12 +16,16 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from lightning_rlhf.data import PreferenceData, PromptBatch, PromptData, SFTData
-from lightning_rlhf.models import ASSETS, SplitTrunk, load_lm, load_scalar, pad_batch
+from lightning_rlhf.models import ASSETS, load_lm
 from lightning_rlhf.optim import AdamTF
-from lightning_rlhf.ppo import Outputs, PPOModule, Rollout
+from lightning_rlhf.ppo import PPOModule, Rollout
+from lightning_rlhf.ppo_networks import Outputs
 from lightning_rlhf.reward import RewardModule
+from lightning_rlhf.scalar import load_scalar
 from lightning_rlhf.sft import SFTModule
 from lightning_rlhf.tasks import UsageError
+from lightning_rlhf.tokens import pad_batch
+from lightning_rlhf.trunks import SplitTrunk
 
 REWARD = '''
 def length(prompts, completions, **columns):

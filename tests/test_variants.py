@@ -24,13 +24,16 @@ from lightning_rlhf.alarms import Thresholds
 from lightning_rlhf.blocks import blocks_of
 from lightning_rlhf.cli import main
 from lightning_rlhf.data import PromptBatch, PromptData
-from lightning_rlhf.models import ScalarModel, first_blocks, load_lm, load_scalar, load_tokenizer, save_reward
+from lightning_rlhf.models import load_lm, load_tokenizer
 from lightning_rlhf.objective import gae, penalised
 from lightning_rlhf.optim import AdamTF
-from lightning_rlhf.ppo import Outputs, PPOModule, Rollout
+from lightning_rlhf.ppo import PPOModule, Rollout
+from lightning_rlhf.ppo_networks import Outputs
+from lightning_rlhf.scalar import ScalarModel, load_scalar, save_reward
 from lightning_rlhf.scoring import LearnedReward, WeightedReward
 from lightning_rlhf.stage import StageCheckpoint
 from lightning_rlhf.tasks import Task, UsageError
+from lightning_rlhf.trunks import first_blocks
 from lightning_rlhf.validation import beats
 
 FIXED = Task(name="toy", query_length=12, start_text=None, response_length=6, truncate_text=" a", truncate_after=1)

@@ -389,7 +389,7 @@ def test_local_model_with_a_chat_template(local: LocalModel, monkeypatch: pytest
 
 
 def test_letters_that_are_the_same_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lightning_rlhf.models.encode_continuation", lambda tokenizer, text: [3])
+    monkeypatch.setattr("lightning_rlhf.tokens.encode_continuation", lambda tokenizer, text: [3])
     with pytest.raises(UsageError, match=r"its tokenizer gives A \[3\] and B \[3\], expected ids that differ"):
         LocalModel("stories260k")
 

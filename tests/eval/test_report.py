@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from eval.__main__ import curves
 from eval.browser import SCRIPT, SCRIPT_HASH
+from eval.curves import read_curves, stage_curves
 from eval.plots import line_chart, ticks
-from eval.report import build_report, read_curves, render_html, render_markdown, write_report
+from eval.report import build_report, render_html, render_markdown, write_report
 from eval.text import interval, p_text, signed
 from eval.winrate import mean_interval, paired_outcomes, win_rate
 
@@ -551,7 +551,7 @@ def test_curves_of_a_run_that_was_resumed(tmp_path: Path) -> None:
         rows = "".join(f"{step},{number}.{step}\n" for step in steps)
         (tmp_path / f"ppo/version_{number}").mkdir(parents=True)
         (tmp_path / f"ppo/version_{number}/metrics.csv").write_text("step,score\n" + rows, encoding="utf-8")
-    assert curves(str(tmp_path)) == {"ppo": {"score": [[0, 0.0], [1, 0.1], [2, 1.2], [3, 1.3], [4, 10.4], [5, 10.5]]}}
+    assert stage_curves(str(tmp_path)) == {"ppo": {"score": [[0, 0.0], [1, 0.1], [2, 1.2], [3, 1.3], [4, 10.4], [5, 10.5]]}}
 
 
 def test_read_curves(tmp_path: Path) -> None:

@@ -18,9 +18,10 @@ from eval.__main__ import STEPS, main, parse
 from eval.baselines import Policy, best_of_n_kl, few_shot, text_of
 from eval.copying import sentences
 from lightning_rlhf.files import DataError, write_jsonl
-from lightning_rlhf.models import encode, encode_continuation, load_lm, load_tokenizer, save_policy
+from lightning_rlhf.models import load_lm, load_tokenizer, save_policy
 from lightning_rlhf.records import Prompt
 from lightning_rlhf.tasks import Task, task_tokens
+from lightning_rlhf.tokens import encode, encode_continuation
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 POSTS = [
@@ -426,7 +427,7 @@ def test_bare_command_lists_the_steps(capsys: pytest.CaptureFixture[str]) -> Non
 
 @pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*/eval.yaml")), ids=lambda f: f.parent.name)
 def test_each_config_can_be_judged(file: Path) -> None:
-    options = parse(["report", "-c", str(file)])
+    options = vars(parse(["report", "-c", str(file)]))
     assert options["judge"] is None and options["known_reward"]  # by which pairs are then won
     assert {"zero-shot", "supervised", "rlhf"} <= options["policies"].keys()
     if file.parent.name in ("tldr", "cnndm"):
@@ -435,7 +436,7 @@ def test_each_config_can_be_judged(file: Path) -> None:
 
 def test_the_baselines_overlay() -> None:
     files = ("-c", str(ROOT / "configs/tldr/eval.yaml"), "-c", str(ROOT / "runs/tldr_baselines.yaml"))
-    options = parse(["sample", *files, "--run_dir", "somewhere", "--policies.supervised", "a/b"])
+    options = vars(parse(["sample", *files, "--run_dir", "somewhere", "--policies.supervised", "a/b"]))
     assert options["policies"]["few-shot"] == Policy("smollm2", demonstrations="somewhere/demonstrations.jsonl", shots=2)
     assert options["policies"]["supervised"] == "a/b"
     assert options["prompts"] == "somewhere/prompts.jsonl"

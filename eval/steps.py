@@ -1,0 +1,226 @@
+"""The steps: sample, score, compare, report. Each reads the files of the one before it, after all that is wrong has been told."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from eval.alarms import MAIN
+from eval.baselines import Policy, as_policies, policy_problems
+from eval.compare import compare, policy_pairs
+from eval.curves import stage_curves
+from eval.judges import FileJudge, find_judge, load_judge
+from eval.measures import measure_names
+from eval.options import Options
+from eval.report import build_report, write_report
+from eval.reward_model import judge_reward
+from eval.sample import HeldOut, by_policy, held_out, sample_policies
+from eval.score import score_samples
+from lightning_rlhf.files import DataError, list_files, read_jsonl
+from lightning_rlhf.models import find_lm
+from lightning_rlhf.records import read_samples
+from lightning_rlhf.runinfo import RunInfo
+from lightning_rlhf.scoring import find_reward
+from lightning_rlhf.tasks import UsageError, told
+
+STAGES = ("prompts", "labels", "sft", "reward", "ppo")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the options come to."""
+
+    policies: dict[str, Policy]
+    prompts: HeldOut
+    judge: str | None  # of the report
+    others: dict[str, Any]  # run → its PPO's curves
+    info: RunInfo
+
+
+def run_step(step: str, options: Options) -> None:
+    """Run a step, and those before it whose files are missing.
+
+    Args:
+        step: sample, score, compare or report.
+        options: Of all steps.
+
+    Raises:
+        UsageError, DataError: An option or a file is wrong; nothing has been sampled then.
+    """
+    o, plan, folder = options, checked(step, options), Path(options.output)
+    if step != "compare":
+        sample_policies(
+            o.task, plan.policies, plan.prompts, folder, o.lm, o.batch_size, o.precision, o.seed, texts_only=step == "score"
+        )
+    if step in ("score", "report"):
+        score_samples(
+            o.task, plan.policies, plan.prompts, o.reference, o.learned_reward, o.known_reward, folder, o.batch_size, o.precision,
+            o.seed, o.use_stemmer,
+        )  # fmt: skip
+    if step in ("compare", "report"):
+        rows = compared(o, plan, folder)
+        if step == "report":
+            reported(o, plan, folder, rows)
+
+
+# ------------------------------------------------------------------------------------------------------------- checks
+
+
+def checked(step: str, o: Options) -> Plan:
+    """Everything that options and files alone show to be wrong, told at once."""
+    chosen = as_policies(o.policies or {})
+    if o.samples is not None:
+        chosen |= {name: Policy(o.samples) for name in by_policy(o.samples) if name not in chosen}
+    problems = policy_problems(chosen, o.task.name, o.allow_other_task) if step != "compare" else []
+    if not chosen:
+        problems.append("policies: found none, expected at least one, or samples")
+    if o.second_draw is not None:
+        if o.second_draw not in chosen:
+            problems.append(f"second_draw: found {o.second_draw!r}, expected one of the policies {sorted(chosen)}")
+        else:
+            chosen[f"{o.second_draw} (second draw)"] = chosen[o.second_draw]
+    problems += judge_problems(o, chosen)
+    others = {run: found["ppo"] for run, path in (o.more_logs or {}).items() if "ppo" in (found := stage_curves(path))}
+    for run, path in (o.more_logs or {}).items():
+        if run not in others:
+            problems.append(f"more_logs.{run}: {path}: found no ppo/version_*/metrics.csv there")
+    problems += told(policy_pairs, list(chosen), o.baselines)
+    try:
+        for name in (o.reference, o.lm if any(p.server for p in chosen.values()) else None):
+            if name is not None and step != "compare":
+                find_lm(name)
+        rewards = [("known_reward", o.known_reward), ("learned_reward", o.learned_reward)]
+        for option, reward in [*rewards, *(("ensemble", member) for member in o.ensemble or [])]:
+            if reward is not None:
+                find_reward(reward, o.task.name, o.allow_other_task, option, "--allow_other_task")
+        asked = held_out(o.prompts, o.samples, o.limit, o.source_column)
+    except (UsageError, DataError) as error:
+        problems.append(str(error))
+    if problems:
+        raise UsageError("\n".join(problems))
+    judge = o.judge
+    if judge is None and (step == "report" or (step == "compare" and not o.judges)):
+        judge = default_judge(o, chosen, asked)
+    return Plan(chosen, asked, judge, others, record_of(o, chosen, judge))
+
+
+def judge_problems(o: Options, policies: dict[str, Policy]) -> list[str]:
+    """What is wrong with whom the options let judge, in words."""
+    problems = []
+    rewards = {"known": o.known_reward, "learned": o.learned_reward}
+    own = own_scores(policies) if o.judge is not None else set()
+    given = {kind for kind, reward in rewards.items() if reward is not None} | ({"kl", "ref_nll"} if o.reference else set())
+    if o.judge is not None and o.judge not in given | own | measure_names():
+        problems.append(
+            f"judge: found {o.judge!r}, expected known or learned with its reward given, a measure such as rougeL, or a score "
+            "that all samples have"
+        )
+    for asked in o.judges or []:
+        problems += told(find_judge, asked)
+        if asked in rewards and rewards[asked] is None:
+            problems.append(f"judges: found {asked!r}, expected its reward to be given")
+    if o.ensemble and not (o.learned_reward and o.comparisons):
+        problems.append(f"ensemble: found {o.ensemble}, expected learned_reward and comparisons with it")
+    return problems
+
+
+def default_judge(o: Options, policies: dict[str, Policy], prompts: HeldOut) -> str:
+    """What pairs are won by where nothing was asked for: a reward that is given, a score that all samples have, ROUGE-L."""
+    rewards = {"known": o.known_reward, "learned": o.learned_reward}
+    for kind, reward in rewards.items():
+        if reward is not None:
+            return kind
+    own = own_scores(policies) - {"kl", "ref_nll"}
+    for kind in rewards:
+        if kind in own:
+            return kind
+    if len(own) > 1:
+        raise UsageError(f"judge: found the scores {', '.join(sorted(own))} in all samples, expected one of them to be named")
+    if own:
+        return own.pop()
+    against_itself = any(p.model in ("reference", "column:reference") for p in policies.values())  # ROUGE would say nothing of it
+    if all(r.reference for r in prompts.records.values()) and not against_itself:
+        return "rougeL"
+    raise UsageError(
+        "judge: found nothing to judge by, expected known_reward, learned_reward, a score that all samples have, or a reference "
+        "of each prompt (for rougeL; none of the policies may be that reference)"
+    )
+
+
+def own_scores(policies: dict[str, Policy]) -> set[str]:
+    """The scores that all samples come with; none where a policy is no file of samples."""
+    if not all(p.is_samples for p in policies.values()):
+        return set()
+    every = [set(s.scores or {}) for p in {p.model for p in policies.values()} for s in read_samples(p)]
+    return set.intersection(*every) if every else set()
+
+
+def record_of(o: Options, policies: dict[str, Policy], judge: str | None) -> RunInfo:
+    """run.json's options and the files that are read."""
+    shown = {name: asdict(p) if isinstance(p, Policy) else p for name, p in (o.policies or {}).items()}
+    names = ("samples", "prompts", "judges", "baselines", "reference", "known_reward", "learned_reward", "use_stemmer", "limit")
+    same = {name: getattr(o, name) for name in (*names, "batch_size", "precision")}
+    options = {"policies": shown, "task": asdict(o.task), "judge": judge, **same}
+    verdicts = [name.partition(":")[2] for name in o.judges or [] if name.startswith("verdicts:")]
+    texts = [p.model for p in policies.values() if p.is_samples]
+    read = [file for path in dict.fromkeys([*filter(None, [o.prompts]), *texts, *verdicts]) for file in list_files(path)]
+    return RunInfo("eval", o.seed, options, list(read))
+
+
+# ------------------------------------------------------------------------------------------------ compare and report
+
+
+def compared(o: Options, plan: Plan, folder: Path) -> list[dict[str, Any]]:
+    """The compare step: prints its table and returns the scored samples."""
+    file = folder / "scores.jsonl"
+    if not file.is_file():
+        raise UsageError(f"{file}: not there; run `python -m eval score` first")
+    rows = [r for _, _, r in read_jsonl(file) if r["id"] in plan.prompts.records and r["policy"] in plan.policies]
+    if o.samples is not None:
+        check_fresh([r for r in rows if plan.policies[r["policy"]].model == o.samples], o.samples, file)
+    judges = {name: load_judge(name, folder / "verdicts", o.batch_size, o.precision) for name in o.judges or [str(plan.judge)]}
+    for judge in judges.values():
+        if o.limit is not None and isinstance(judge, FileJudge):
+            judge.keep(plan.prompts.records, held_out(o.prompts, o.samples, None, o.source_column).records)
+    print(compare(rows, list(plan.policies), judges, folder, o.baselines))
+    return rows
+
+
+def check_fresh(rows: list[dict[str, Any]], samples: str, scored: Path) -> None:
+    """Raise UsageError where samples are others than when they were scored."""
+    texts = {(s.id, s.policy, s.index): s.response for s in read_samples(samples)}
+    for row in rows:
+        key = str(row["id"]), row["policy"], row.get("index", 0)
+        if texts.get(key, row["response"]) != row["response"]:
+            at = f"{samples}: id {key[0]!r}, policy {key[1]!r}"
+            raise UsageError(f"{at}: another response than in {scored}; run `python -m eval score` again")
+
+
+def reported(o: Options, plan: Plan, folder: Path, rows: list[dict[str, Any]]) -> None:
+    """The report step: writes the page and prints where it is."""
+    reward_model, calibration, ensemble = judge_reward(o.learned_reward, o.known_reward, o.comparisons, o.ensemble or [])
+    files = [Path(o.run_dir) / stage / "run.json" for stage in STAGES]
+    runs = [json.loads(f.read_text(encoding="utf-8")) for f in files if f.is_file()]
+    guard = next((r["figures"].get("guard") for r in runs if r["stage"] == "ppo"), None)
+    curves = stage_curves(o.logs)
+    made = {k: v for k, v in plan.info.write(folder).items() if k not in ("date", "seconds", "peak_memory_mb")}  # in run.json
+    title, task = f"{o.task.name}, {o.lm}: policies on held-out prompts", o.task.name
+    if o.samples is not None and all(p.is_samples for p in plan.policies.values()):  # of models that the samples do not tell
+        title = f"{Path(o.samples).name}: {len(plan.policies)} policies on {len(plan.prompts.records)} prompts"
+        named = {r.get("task") for r in rows}
+        task = str(named.pop()) if len(named) == 1 and None not in named else ""
+    order = None
+    if o.baselines:
+        rank = {f"{o.second_draw} (second draw)": 0, MAIN: 2}
+        rest = sorted((name for name in plan.policies if name not in o.baselines), key=lambda name: rank.get(name, 1))
+        order = [*o.baselines, *rest]
+    report = build_report(
+        rows, title=title, task=task, judge=str(plan.judge), baselines=o.baselines, order=order, curves=curves,
+        reward_model=reward_model, calibration=calibration, ensemble=ensemble, guard=guard,
+        compared=json.loads((folder / "compare.json").read_text(encoding="utf-8")),
+        runs={"ppo": curves["ppo"], **plan.others} if "ppo" in curves else plan.others,
+        provenance=[*runs, made], n_samples=o.n_samples, n_browse=o.n_browse, seed=o.seed, command=made["command"],
+    )  # fmt: skip
+    print("\n".join(f"{kind}: {path}" for kind, path in write_report(report, folder).items()))

@@ -1,0 +1,150 @@
+"""A trunk with a scalar head, and its directory: the reward model (and PPO's separate value network).
+
+The directory is one that `AutoModelForSequenceClassification` loads; gain, bias and where they are from stand in `reward.json`.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from .lora import plain_copy, save_adapter
+from .models import fuse_activations, pad_apart, without_pad
+from .runinfo import atomic_directory
+from .tasks import UsageError
+from .tokens import position_ids
+from .trunks import pack_groups
+
+
+class ScalarHead(nn.Linear):
+    """Hidden state → scalar. Zero for a value head; normal with std 1/√(d+1), bias 0, for a reward head (2019)."""
+
+    def __init__(self, width: int, std: float = 0.0) -> None:
+        super().__init__(width, 1)
+        nn.init.normal_(self.weight, std=std) if std else nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(…, D) → (…), float32: the head is never run in half precision."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            return F.linear(hidden.float(), self.weight.float(), self.bias.float()).squeeze(-1)
+
+
+class ScalarModel(nn.Module):
+    """Trunk and scalar head: reward = gain · head(h) + bias, h the final normed hidden state at the last real token.
+
+    Ziegler et al. 2019: gain 1 and bias 0 at first, both trainable.
+
+    Args:
+        trunk: A Hugging Face base model (without LM head), or a classifier whose `base_model` is one.
+        width: Its hidden size D.
+        std: Standard deviation of the head's initial weights.
+    """
+
+    def __init__(self, trunk: Any, width: int, std: float) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.head = ScalarHead(width, std)
+        self.gain = nn.Parameter(torch.ones(()))
+        self.bias = nn.Parameter(torch.zeros(()))
+
+    def score_hidden(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """hidden (B, T, D), mask (B, T) bool with a real token in each row → (B,) float32."""
+        places = torch.arange(mask.shape[1], device=mask.device)
+        last = torch.where(mask, places, -1).amax(1).clamp_min(0)
+        at_end = hidden[torch.arange(len(last), device=last.device), last]
+        return self.gain * self.head(at_end) + self.bias
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """tokens (B, T), mask (B, T) bool → reward (B,), float32; padding on either side."""
+        hidden = self.trunk(
+            input_ids=tokens, attention_mask=mask.long(), position_ids=position_ids(mask), use_cache=False
+        ).last_hidden_state
+        return self.score_hidden(hidden, mask)
+
+    def score_groups(self, tokens: Tensor, mask: Tensor, n: int) -> Tensor:
+        """`forward` for groups of n right-padded rows that share their beginning, which is read once: (B n, T) → (B, n).
+
+        With four responses of 24 tokens to a query of 32 that is 128 tokens a group instead of 224. The score of a row
+        without a real token means nothing.
+        """
+        packed = pack_groups(tokens, mask, n)
+        dtype = self.trunk.get_input_embeddings().weight.dtype
+        if torch.is_autocast_enabled(tokens.device.type):
+            dtype = torch.get_autocast_dtype(tokens.device.type)
+        attention = torch.zeros_like(packed.attention, dtype=dtype).masked_fill_(~packed.attention, torch.finfo(dtype).min)
+        hidden = self.trunk(
+            input_ids=packed.tokens, attention_mask=attention, position_ids=packed.positions, use_cache=False
+        ).last_hidden_state
+        at_end = hidden.gather(1, packed.last.unsqueeze(2).expand(-1, -1, hidden.shape[2]))  # (B, n, D)
+        return self.gain * self.head(at_end) + self.bias
+
+
+def save_reward(directory: str | Path, scalar: ScalarModel, tokenizer: Any, info: dict[str, Any]) -> None:
+    """Write a reward model for `AutoModelForSequenceClassification` (num_labels 1, head `score`), whole or not at all.
+
+    `score` has no bias in transformers: the head's own bias is folded into the reward's bias, which stands in
+    `reward.json` with the gain: reward = gain · score + bias. Adapters are merged, and stand in `adapter/` besides where the
+    model has all blocks.
+
+    Args:
+        directory: Replaced where it exists.
+        scalar: The reward model; copied.
+        tokenizer: Saved with it.
+        info: Further fields of reward.json (task, accuracy, normalisation, …); `base`: the model that adapters belong on.
+    """
+    config = copy.deepcopy(scalar.trunk.config)
+    config.num_labels = 1
+    model = AutoModelForSequenceClassification.from_config(config)
+    model.base_model.load_state_dict(plain_copy(scalar.trunk).state_dict())
+    model.score.weight.data.copy_(scalar.head.weight.data)
+    model, tokenizer = model.float().cpu().eval(), copy.deepcopy(tokenizer)
+    pad_apart(model, tokenizer)
+    gain, head_bias, bias = (float(x.detach()) for x in (scalar.gain, scalar.head.bias[0], scalar.bias))
+    with atomic_directory(directory) as partial:
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        if not info.get("num_hidden_layers"):  # else there is no model by itself that they belong on
+            save_adapter(partial / "adapter", scalar.trunk, str(info.get("base", "")))
+        record = {**info, "gain": gain, "bias": gain * head_bias + bias}
+        (partial / "reward.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+
+
+def read_reward_info(directory: str | Path) -> dict[str, Any]:
+    """reward.json of a reward directory.
+
+    Raises:
+        UsageError: The directory or the file is missing, or a field is.
+    """
+    file = Path(directory) / "reward.json"
+    if not file.is_file():
+        raise UsageError(f"reward {str(directory)!r}: no reward.json there, expected a directory that the reward stage wrote")
+    info = json.loads(file.read_text(encoding="utf-8"))
+    for field in ("task", "gain", "bias"):
+        if field not in info:
+            raise UsageError(f"{file}: field {field!r} is missing")
+    return dict(info)
+
+
+def load_scalar(directory: str | Path) -> tuple[ScalarModel, Any, dict[str, Any]]:
+    """A reward directory → (model in eval mode, tokenizer, reward.json)."""
+    info = read_reward_info(directory)
+    classifier = AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    own = getattr(classifier.config, "vocab_size_without_pad", None)
+    if own is not None:
+        without_pad(classifier, own)
+    fuse_activations(classifier)
+    scalar = ScalarModel(classifier.base_model, classifier.score.weight.shape[1], std=0.0)
+    with torch.no_grad():
+        scalar.head.weight.copy_(classifier.score.weight)
+        scalar.gain.fill_(info["gain"])
+        scalar.bias.fill_(info["bias"])
+    return scalar.eval(), tokenizer, info

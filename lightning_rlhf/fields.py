@@ -11,6 +11,7 @@ from .files import bad, check
 
 Text = str | list[int] | list[dict]  # plain text, token ids, or messages {role, content}
 Reference = Text | list[str]  # a list of strings is several references
+JUDGEMENTS = ("best", "ranks", "ratings", "margin")
 
 
 class Unusable(Exception):
@@ -196,7 +197,8 @@ def optional(record: dict, at: str, name: str, parse: Callable[..., Any], *args:
 
 
 def rest_of(record: dict, *used: str) -> dict[str, Any]:
-    return {key: value for key, value in record.items() if key not in used}
+    """The other columns: what a record's `meta` holds. A judgement that it has not is none of them."""
+    return {key: value for key, value in record.items() if key not in used and not (value is None and key in JUDGEMENTS)}
 
 
 def is_empty(text: Text) -> bool:

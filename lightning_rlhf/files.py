@@ -8,6 +8,7 @@ Reading streams: a line, or a chunk and an item, at a time. Whatever goes wrong 
 found and what was expected. Writing is atomic.
 """
 
+import ast
 import csv
 import ctypes
 import fcntl
@@ -25,6 +26,8 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import fields, is_dataclass
+from datetime import date
+from datetime import time as clock_time
 from pathlib import Path
 from typing import IO, Any, NoReturn, cast
 
@@ -69,7 +72,7 @@ _NOT_RECORDS = {"run.json", "dataset_info.json", "dataset_infos.json"}  # what a
 
 def kind_of(name: str) -> str:
     """A file's suffix without `.gz`, such as `.jsonl`."""
-    return os.path.splitext(name.removesuffix(".gz"))[1]
+    return os.path.splitext(name.lower().removesuffix(".gz"))[1]
 
 
 def list_files(path: PathLike, kinds: tuple[str, ...] = (".jsonl", ".json", ".csv", ".parquet")) -> list[str]:
@@ -88,7 +91,9 @@ def list_files(path: PathLike, kinds: tuple[str, ...] = (".jsonl", ".json", ".cs
     elif os.path.exists(name) or not glob.has_magic(name):
         return [name]
     else:
-        found = sorted(glob.glob(name, recursive=True))
+        found = sorted(file for file in glob.glob(name, recursive=True) if os.path.isfile(file))
+    if twice := sorted(file for file in found if f"{file}.gz" in found):
+        raise bad(name, None, f"{twice[0]} and {os.path.basename(twice[0])}.gz", "one of the two")
     if not found:
         raise bad(name, None, "no file", f"a directory with *{', *'.join(kinds)} files, or a glob that matches")
     return found
@@ -165,17 +170,26 @@ def _json_array(file: str, chunk: int = 1 << 16) -> Iterator[tuple[int, Any]]:
 # A CSV cell is text. These columns hold JSON (a number, a list, an object); empty cells there mean no value.
 _CSV_JSON = {"best", "ranks", "ratings", "rating", "margin", "responses", "score", "difference", "choice", "votes"}
 _CSV_JSON |= {"index", "seed", "scores"}
+_WHOLE = {"best", "ranks", "choice", "votes", "index", "seed"}  # integers, which a table holds as floats where some are null
 _CSV_OBJECTS = {"info", "summaries", "summary", "systems", "meta"}  # these may: an object, or a list of them
+_PRINTED_IDS = re.compile(r"\[\s*\d+(\s+\d+)*\s*\]")
 _CSV_TEXTS = re.compile("messages|prompt|query|sample[0-9]*|chosen|rejected|response|completion")  # these may be ids or messages
+
+
+def _whole(row: dict[str, Any]) -> dict[str, Any]:
+    """A table's row without its nulls, and with integers where they are meant."""
+    as_int = lambda x: int(x) if type(x) is float and x.is_integer() else x  # noqa: E731
+    made = lambda x: list(map(as_int, x)) if isinstance(x, list) else as_int(x)  # noqa: E731
+    return {name: made(value) if name in _WHOLE else value for name, value in row.items() if value is not None}
 
 
 def _cells(row: dict[str, str]) -> dict[str, Any]:
     """A CSV row as the values that it holds; what is not JSON stays text, which the check of that field reports.
 
-    A text that reads as a list of numbers is one, unless the prompt is token ids too.
+    Texts that read as lists of numbers are token ids where all of a row's do.
     """
-    asked = _ids_or_messages(row.get("prompt", row.get("query", "")))
-    in_ids = isinstance(asked, list) and type(asked[0]) is int
+    texts = {name: _ids_or_messages(text) for name, text in row.items() if _CSV_TEXTS.fullmatch(name)}
+    in_ids = all(isinstance(value, list) and type(value[0]) is int for value in texts.values() if value != "")
     found: dict[str, Any] = dict(row)
     for name, text in row.items():
         if name in _CSV_JSON:
@@ -184,17 +198,20 @@ def _cells(row: dict[str, str]) -> dict[str, Any]:
         elif name in _CSV_OBJECTS and text[:1] in ("[", "{"):
             with suppress(ValueError):
                 found[name] = _JSON.decode(text)
-        elif _CSV_TEXTS.fullmatch(name):
-            value = _ids_or_messages(text)
-            found[name] = value if isinstance(value, list) and (in_ids or isinstance(value[0], dict)) else text
+        elif name in texts and isinstance(value := texts[name], list) and (in_ids or isinstance(value[0], dict)):
+            found[name] = value
     return found
 
 
 def _ids_or_messages(text: str) -> Any:
-    """The token ids or messages that a text holds as JSON; the text itself where it holds neither."""
-    if text[:1] == "[":
-        with suppress(ValueError):
-            value = _JSON.decode(text)
+    """The token ids or messages that a text holds, as JSON or as Python or NumPy print them; else the text itself."""
+    if text[:1] != "[":
+        return text
+    if _PRINTED_IDS.fullmatch(text):
+        return [int(number) for number in text[1:-1].split()]
+    for parse in (_JSON.decode, ast.literal_eval):
+        with suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+            value = parse(text)
             messages = all(isinstance(x, dict) and {"role", "content"} <= set(x) for x in value)
             if value and (messages or all(type(x) is int for x in value)):
                 return value
@@ -210,7 +227,7 @@ def _csv_rows(file: str) -> Iterator[tuple[int, Any]]:
                 raise csv.Error("more or fewer cells than the header has")
             for text in row.values():
                 _utf8(text)
-            yield number, {key: value for key, value in _cells(row).items() if value is not None}
+            yield number, _whole(_cells(row))
 
 
 def _parquet_rows(file: str) -> Iterator[tuple[int, Any]]:
@@ -220,7 +237,7 @@ def _parquet_rows(file: str) -> Iterator[tuple[int, Any]]:
     os.stat(file)  # a missing file is an error that reads like any other
     rows = load_dataset("parquet", data_files=glob.escape(file), split="train", streaming=True)
     for number, row in enumerate(rows, 1):
-        yield number, {key: value for key, value in row.items() if value is not None}
+        yield number, _whole(row)
 
 
 def _hub_rows(name: str) -> Iterator[tuple[int, Any]]:
@@ -230,7 +247,7 @@ def _hub_rows(name: str) -> Iterator[tuple[int, Any]]:
     repository, *rest = name.split(":")
     rows = load_dataset(repository, *rest[:-1], split=rest[-1] if rest else "train", streaming=True)
     for number, row in enumerate(rows, 1):
-        yield number, {key: value for key, value in row.items() if value is not None}
+        yield number, _whole(row)
 
 
 def _explain(error: Exception, in_lines: bool) -> tuple[str, str]:
@@ -275,17 +292,16 @@ def read_rows(path: PathLike) -> Iterator[Row]:
         yield from _guarded(os.fspath(path), "row ", _hub_rows(os.fspath(path)))
         return
     for file in list_files(path):
-        name = file.removesuffix(".gz")
-        head = b""
-        if not name.endswith((".csv", ".parquet")):
+        kind, head = kind_of(file), b""
+        if kind not in (".csv", ".parquet"):
             try:
                 with open_bytes(file) as handle:
                     head = handle.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
             except (OSError, EOFError, zlib.error):
                 pass  # _json_lines meets the same error, where it gets its line number
-        if name.endswith(".csv"):
+        if kind == ".csv":
             yield from _guarded(file, "row ", _csv_rows(file))
-        elif name.endswith(".parquet"):
+        elif kind == ".parquet":
             yield from _guarded(file, "row ", _parquet_rows(file))
         elif head.startswith(b"["):
             yield from _guarded(file, "item ", _json_array(file))
@@ -322,10 +338,17 @@ def _plain(row: Any, at: str) -> dict:
     return {name: getattr(row, name) for name in names if getattr(row, name) is not None} | meta
 
 
+def _dated(value: Any) -> str:
+    """A date or time, as Parquet holds them, in ISO 8601."""
+    if isinstance(value, (date, clock_time)):
+        return value.isoformat()
+    raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
+
+
 def _encode(row: Any, at: str) -> bytes:
     row = _plain(row, at)
     try:
-        return json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        return json.dumps(row, ensure_ascii=False, allow_nan=False, default=_dated).encode() + b"\n"
     except (TypeError, ValueError, RecursionError) as error:
         found = f"a row that JSON cannot hold ({error})"
         raise bad(at, None, found, "strings, finite numbers, lists, dicts") from error

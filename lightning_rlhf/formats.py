@@ -41,7 +41,7 @@ from .files import Row, bad, check, show
 from .tasks import QUERY_2020
 
 PAD_2019 = 50259  # pads queries and samples in the label files of 2019
-HH_MARKER = "\n\nAssistant:"
+HH_MARKER, HH_ASKED = "\n\nAssistant:", "\n\nHuman:"
 SUMMEVAL_AXES = ("coherence", "consistency", "fluency", "relevance")
 
 
@@ -101,10 +101,27 @@ def _responses(record: dict, at: str) -> Comparison:
     return _usable(Comparison(prompt, responses, **judged, meta=meta), at)
 
 
+def _turn(message: dict) -> tuple[str, str]:
+    """What tells one message from another; Parquet gives each message the fields of all, as nulls."""
+    return message["role"], message["content"]
+
+
+def _answer(prompt: list[dict], side: Text) -> Text:
+    """What a side says after the prompt, which may stand there again."""
+    if kind(side) != "messages":
+        return side
+    turns = cast(list[dict], side)
+    if list(map(_turn, turns[: len(prompt)])) == list(map(_turn, prompt)):
+        turns = turns[len(prompt) :]
+    if turns and turns[0]["role"] in ("user", "system"):
+        raise Unusable("prompts differ")
+    return turns
+
+
 def _pair(record: dict, at: str) -> Comparison:
     prompt, chosen, rejected = the_texts(record, at, "prompt", "chosen", "rejected")
-    if kind(prompt) == "messages" and all(side[: len(prompt)] == prompt for side in (chosen, rejected)):  # it stands there again
-        chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
+    if kind(prompt) == "messages":
+        chosen, rejected = (_answer(prompt, side) for side in (chosen, rejected))  # type: ignore[arg-type]
     margin = optional(record, at, "margin", a_number)
     check_texts(prompt, [chosen, rejected], at, "chosen")
     meta = rest_of(record, "prompt", "chosen", "rejected", "margin")
@@ -122,9 +139,9 @@ def _pair_implicit(record: dict, at: str) -> Comparison:
         user = [{"role": "user", "content": asked}]
         return _pair({**record, "prompt": user}, at)
     same = 0
-    while same < min(len(chosen), len(rejected)) and chosen[same] == rejected[same]:
+    while same < min(len(chosen), len(rejected)) and _turn(chosen[same]) == _turn(rejected[same]):  # type: ignore[arg-type]
         same += 1
-    if chosen and chosen == rejected:
+    if chosen and same == len(chosen) == len(rejected):
         raise Unusable("identical responses")
     if chosen and rejected and not same:
         raise Unusable("prompts differ")
@@ -137,6 +154,8 @@ def _pair_of_texts(record: dict, at: str) -> Comparison:
     """Texts without a prompt: the prompt is what the two share from the start, whole words only."""
     chosen, rejected = (a_string(record[name], at, name) for name in ("chosen", "rejected"))
     same = len(_shared(chosen, rejected))
+    if not (chosen.strip() and rejected.strip()):
+        raise Unusable("empty response")
     if chosen == rejected:
         raise Unusable("identical responses")
     if not same:
@@ -156,8 +175,15 @@ def _hh(record: dict, at: str) -> Comparison:
     """Dialogues in strings: the prompt goes through the last marker; the rest is the answer, verbatim."""
     sides = {}
     for name in ("chosen", "rejected"):
-        before, marker, answer = a_string(record[name], at, name).rpartition(HH_MARKER)
+        dialogue = a_string(record[name], at, name)
+        if not dialogue.strip():
+            raise Unusable("empty response")
+        if HH_MARKER not in dialogue:
+            dialogue = dialogue.replace("\r\n", "\n")
+        before, marker, answer = dialogue.rpartition(HH_MARKER)
         check(bool(marker), record[name], at, name, f"a dialogue with {show(HH_MARKER)}")
+        if HH_ASKED in answer:
+            raise Unusable("no answer at the end")
         sides[name] = before + marker, answer
     if sides["chosen"][0] != sides["rejected"][0]:
         raise Unusable("prompts differ")
@@ -244,7 +270,8 @@ def _openai_2019(record: dict, at: str) -> Comparison:
 
 
 def rating(record: dict, at: str) -> Rating:
-    names = ("query", "sample", "score") if "query" in record else ("prompt", "response", "rating")
+    ours = ("prompt", "response", "rating")
+    names = ours if all(record.get(name) is not None for name in ours) else ("query", "sample", "score")
     prompt, response = map(_unpad, the_texts(record, at, *names[:2]))
     number = a_number(record[names[2]], at, names[2])
     check_texts(prompt, [response], at, names[1])
@@ -304,8 +331,12 @@ def _in_messages(record: dict) -> bool:
     return in_messages and isinstance(record.get("prompt", ""), str)
 
 
+def _has_sides(record: dict) -> bool:
+    return all(record[side] not in ("", []) for side in ("chosen", "rejected"))
+
+
 def _in_hh(record: dict) -> bool:
-    return isinstance(record["chosen"], str) and HH_MARKER in record["chosen"]
+    return isinstance(record["chosen"], str) and HH_MARKER in record["chosen"].replace("\r\n", "\n")
 
 
 def _in_texts(record: dict) -> bool:
@@ -342,7 +373,7 @@ COMPARISONS = (  # tried in this order: ours first, whose meta may hold another 
     Layout("rating", ("query", "sample", "score"), _rated),
     Layout("rating", ("prompt", "response", "rating"), _rated),
     Layout("pair_implicit", ("chosen", "rejected"), _pair_implicit, _in_messages),
-    Layout("pair", ("prompt", "chosen", "rejected"), _pair),
+    Layout("pair", ("prompt", "chosen", "rejected"), _pair, _has_sides),
     Layout("hh", ("chosen", "rejected"), _hh, _in_hh),
     Layout("pair_implicit", ("chosen", "rejected"), _pair_of_texts, _in_texts),
     Layout("summeval", ("article", "systems"), _summeval),

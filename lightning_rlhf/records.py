@@ -48,21 +48,27 @@ __all__ = [
     "read_samples",
 ]  # fmt: skip
 
+PEEKED = 100  # records, of which the first that decides names the file's format
 OPENAI_2019 = {"openai_2019", "scalar_compare", "rating"}  # the label files of 2019 are of three types
 T = TypeVar("T")
 
 
-def _detect(layouts: tuple[Layout, ...], row: Row) -> Layout:
-    """The layout of a file, by its first record. With one format to choose from, its nearest layout."""
+def _detect(layouts: tuple[Layout, ...], record: dict) -> Layout | None:
+    """The layout that a record decides for; None where it could be of several (an empty side), or of none."""
+    fitting = (layout for layout in layouts if all(record.get(key) is not None for key in layout.keys))
+    return next((layout for layout in fitting if layout.when(record)), None)
+
+
+def _nearest_layout(layouts: tuple[Layout, ...], row: Row) -> Layout:
+    """For a file none of whose first records decides, by the first: with one format to choose from, its nearest layout."""
     at, _, record = row
     missing = [[key for key in layout.keys if record.get(key) is None] for layout in layouts]
     names = dict.fromkeys(layout.format for layout in layouts)
     fitting = [layout for layout, lacks in zip(layouts, missing, strict=True) if not lacks]
-    for layout in fitting:
-        if layout.when(record):
-            return layout
     if fitting and len(names) == 1:
         return fitting[0]
+    if pair := next((layout for layout in fitting if layout.format == "pair"), None):
+        return pair  # a side of each record is empty
     if fitting and not all(isinstance(record[side], (str, list)) for side in ("chosen", "rejected")):
         return fitting[0]  # which then says what is wrong with that field
     lacks, nearest = min(zip(missing, layouts, strict=True), key=lambda pair: len(pair[0]))
@@ -76,8 +82,15 @@ def _detect(layouts: tuple[Layout, ...], row: Row) -> Layout:
     )
 
 
+def _failing(error: DataError) -> Iterator[Row]:
+    """Rows of which the first raises."""
+    raise error
+    yield
+
+
 class RecordReader(Iterator[T], Generic[T]):
-    """Iterates over records. `format` is known from the start; `skipped` (reason -> line numbers) grows.
+    """Iterates over records. `format` is known from the start; `skipped` (reason -> line numbers; `skipped_at`: with the file,
+    where it is one of several) grows.
 
     At the end, a share of skipped records above `max_skipped`, or no usable record, raises DataError with
     the counts. `strict` raises at the first record that would be skipped.
@@ -88,18 +101,26 @@ class RecordReader(Iterator[T], Generic[T]):
     ) -> None:
         self.path, self.strict, self.max_skipped = os.fspath(path), strict, max_skipped
         self.skipped: dict[str, list[int]] = {}
-        self._skipped_at: dict[str, list[str]] = {}  # with the file, where it is one of several
+        self.skipped_at: dict[str, list[str]] = {}  # with the file, where it is one of several
         self.count = 0  # records read so far, the skipped ones too
-        self._rows = read_rows(path)
-        self._first: Row | None = next(self._rows)  # an empty file raises here
-        self._layout = _detect(layouts, self._first)
+        rows = read_rows(path)
+        peeked = [next(rows)]  # an empty file raises here
+        layout = _detect(layouts, peeked[0][2])
+        try:
+            while layout is None and len(peeked) < PEEKED and (row := next(rows, None)):
+                peeked.append(row)
+                layout = _detect(layouts, row[2])
+        except DataError as error:  # told when the rows before it have been read
+            rows = _failing(error)
+        self._layout = layout or _nearest_layout(layouts, peeked[0])
+        self._rows: Iterator[Row] = chain(peeked, rows)
         self.format, self._keys = self._layout.format, self._layout.keys
         if self._layout.gather:
-            self._rows, self._first, self._keys = self._layout.gather(chain([self._first], self._rows)), None, ()
+            self._rows, self._keys = self._layout.gather(self._rows), ()
 
     def __next__(self) -> T:
         while True:
-            row, self._first = self._first or next(self._rows, None), None
+            row = next(self._rows, None)
             if row is None:
                 self._finish()
                 raise StopIteration
@@ -120,12 +141,12 @@ class RecordReader(Iterator[T], Generic[T]):
                     ) from None
                 self.skipped.setdefault(str(reason), []).append(number)
                 place = str(number) if at.startswith(f"{self.path}:") else at
-                self._skipped_at.setdefault(str(reason), []).append(place)
+                self.skipped_at.setdefault(str(reason), []).append(place)
 
     def _finish(self) -> None:
         unusable, self._rows = sum(map(len, self.skipped.values())), iter(())
         if unusable == self.count or unusable > self.max_skipped * self.count:
-            reasons = [f"{len(n)} {why} (at {', '.join(n[:8])})" for why, n in self._skipped_at.items()]
+            reasons = [f"{len(n)} {why} (at {', '.join(n[:8])})" for why, n in self.skipped_at.items()]
             found = f"{unusable} of {self.count} records unusable: {'; '.join(reasons)}"
             raise bad(self.path, None, found, f"at most {100 * self.max_skipped:g} %, and one usable")
 
@@ -173,6 +194,8 @@ def _prompt_in_messages(record: dict, at: str) -> Prompt:
 
 def _demonstration(record: dict, at: str) -> Demonstration:
     prompt, completion = the_texts(record, at, "prompt", "completion")
+    if record.get("label") is False:  # TRL's unpaired preferences
+        raise Unusable("label is false")
     check_texts(prompt, [completion], at, "completion")
     return Demonstration(prompt, completion, rest_of(record, "prompt", "completion"))
 

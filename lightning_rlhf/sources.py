@@ -10,6 +10,7 @@ A source is `novels` (the embedded excerpts), a file, a folder with files of one
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
@@ -22,6 +23,7 @@ from .models import ASSETS
 from .tasks import UsageError
 
 KINDS = (".txt", ".story", ".jsonl", ".json", ".csv", ".parquet")
+LONGEST = 100_000  # characters of a paragraph, which ends with the line
 UNBROKEN = 1000  # lines without a blank one, after which a .txt file is read by lines; and characters of a text made of them
 
 
@@ -41,7 +43,7 @@ FORMATS: dict[str, str] = {
     "tldr": "{subreddit, title, post, summary or reference}: OpenAI's filtered TL;DR",
     "webis": "{content, summary, subreddit?, title?}: Webis-TLDR-17",
     "cnndm": "{article, highlights, id?}: CNN/DailyMail as on the Hub",
-    "prompt": "{prompt, reference?}: queries as they are",
+    "prompt": "{prompt, reference or completion?}: queries as they are",
     "text": "{text, source?}: any text, BookCorpus",
 }
 
@@ -100,7 +102,7 @@ def _lines(file: str) -> Iterator[str]:
                 except UnicodeDecodeError as error:
                     byte = f"a byte {error.object[error.start]:#04x} that is not UTF-8"
                     raise DataError(f"{file}:{number}: found {byte}, expected UTF-8 text") from None
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise bad(f"{file}:{number + 1}", None, f"an unreadable file ({error})", "a whole one") from error
 
 
@@ -112,7 +114,7 @@ def _txt(file: str) -> Iterator[Source]:
     text, number = "", 0
     for number, line in enumerate(chain(head, lines), 1):
         text = f"{text} {line.strip()}".strip()
-        if text and (len(text) >= UNBROKEN if by_lines else not line.strip()):
+        if text and (len(text) >= UNBROKEN if by_lines else not line.strip() or len(text) >= LONGEST):
             yield Source(" ".join(text.split()), f"{Path(file).name}:{number}")
             text = ""
     if text:
@@ -170,7 +172,8 @@ def _cnndm(record: dict[str, Any], at: str) -> Source:
 
 
 def _prompt(record: dict[str, Any], at: str) -> Source:
-    reference = _get(record, at, "reference") if record.get("reference") is not None else None
+    name = next((name for name in ("reference", "completion") if isinstance(record.get(name), str)), "reference")
+    reference = _get(record, at, name) if record.get(name) is not None else None
     return Source(_get(record, at, "prompt"), _where(record, at), reference)
 
 

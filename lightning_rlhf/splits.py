@@ -19,17 +19,25 @@ from typing import Any, Generic, TypeVar
 from .files import PathLike, write_jsonl
 from .records import read_comparisons
 from .runinfo import RunInfo
-from .tasks import UsageError
+from .tasks import UsageError, fields_2020
 
 R = TypeVar("R")
+_UNSEEN = re.compile("[\u00ad\u200b-\u200f\u2060\ufe00-\ufe0f\ufeff]")  # soft hyphens and characters of no width
+_INSIDE = re.compile(r"(?<=\w)['’](?=\w)|(?<=\d),(?=\d)|(?<=\b\w)\.(?=\w\b)")  # don't, 1,000, U.S
+_MARKS = "".join(c for c in map(chr, range(0x300, 0x10000)) if unicodedata.category(c)[0] == "M")  # vowel signs
+_WORD = re.compile(rf"[\w{_MARKS}]+[+#]*")  # c++ is not c
 
 
 def normalised(query: Any) -> str:
-    """What is equal for near-duplicates: the words of a text (or of messages, with roles), case folded; token ids as they are."""
+    """What is equal for near-duplicates: the words of a text (or of messages, with roles), case folded; token ids as they are.
+
+    Of a query in the form of 2020 its title and post, so that a post that stands in two subreddits is one.
+    """
     if isinstance(query, str):
-        seen = re.sub("[\u00ad\u200b-\u200f\u2060\ufeff]", "", query)  # without soft hyphens and characters of no width
-        words = re.findall(r"\w+", unicodedata.normalize("NFKC", seen).casefold())
-        return " ".join(words) or query.strip()
+        if fields := fields_2020(query):
+            query = f"{fields['title']} {fields['post']}"
+        seen = _UNSEEN.sub("", unicodedata.normalize("NFKC", query).casefold())
+        return " ".join(_WORD.findall(_INSIDE.sub("", seen).replace("_", " "))) or query.strip()
     if query and isinstance(query[0], dict):
         return "\n".join(f"{message['role']} {normalised(message['content'])}" for message in query)
     return json.dumps(query)
@@ -101,7 +109,7 @@ def split_comparisons(
     found = split_records(reader, held_out, first)
     counts = {"train": write_jsonl(Path(output) / "train.jsonl", found.train)}
     counts |= {"val": write_jsonl(Path(output) / "val.jsonl", found.held_out), "moved": found.moved}
-    info.write(output, figures={**counts, "format": reader.format, "skipped": reader.skipped})
+    info.write(output, figures={**counts, "format": reader.format, "skipped": reader.skipped_at})
     skipped = {why: len(lines) for why, lines in reader.skipped.items()}
     print(
         f"{output}: {counts['train']} train, {counts['val']} held out (format {reader.format}); "

@@ -28,6 +28,10 @@ def test_tldr() -> None:
         ("and Joe\nIt rained.", "It rained."),
         ("and Joe Doe\nIt rained.", "and Joe Doe\nIt rained."),  # one word
         ("It rained.\nand Joe\nStopped.", "It rained.\nand Joe\nStopped."),  # leading alone
+        ("By . Jane Doe . It rained.", "It rained."),  # an article of the Hub is one line
+        ("By . Jane Doe . PUBLISHED: . 14:11 EST, 25 October 2013 . | . UPDATED: . 15:36 EST, 25 May 2013 . In 2012 it rained.",
+         "In 2012 it rained."),
+        ("Byron Bay, Australia (CNN) -- It rained.", "It rained."),
         ("‘Rain’, he said.", "'Rain', he said."),
         ("One.\n\n\n\nTwo.", "One.\n\nTwo."),
         ("It rained.\n\n@highlight\n\nRain\n\n@highlight\n\nMore rain", "It rained."),

@@ -26,6 +26,12 @@ def test_normalised() -> None:
     same = ["The cat sat.", " the  CAT\nsat ", "The cat sat!", "“The cat” sat…", "Ｔhe cat sat"]
     assert {normalised(text) for text in same} == {"the cat sat"}
     assert normalised("the cats at") != "the cat sat" == normalised("the c\u00adat s\u200bat\ufeff")
+    for one, other in (("Don't", "dont"), ("the U.S", "the US"), ("1,000 men", "1000 men"), ("a_b", "a b")):
+        assert normalised(one) == normalised(other)
+    for one, other in (("C++", "C#"), ("2+2", "2-2"), ("कि", "की"), ("stop.Go", "stopGo")):
+        assert normalised(one) != normalised(other)
+    post = "SUBREDDIT: r/{}\n\nTITLE: t\n\nPOST: {}\n\nTL;DR:"
+    assert normalised(post.format("a", "p")) == normalised(post.format("b", "p")) != normalised(post.format("a", "q"))
     assert normalised("?!") == "?!" != normalised("!")  # no word at all: as it is
     assert normalised([1, 23]) != normalised([12, 3])
     hello, other = ([{"role": role, "content": "Hello!"}] for role in ("user", "system"))
@@ -101,7 +107,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: Ca
     assert not queries(parts[0]) & queries(parts[1])
     assert isinstance(parts[0][0], Comparison)
     info = json.loads((tmp_path / "out/run.json").read_text(encoding="utf-8"))
-    assert info["figures"] == {"train": 80, "val": 20, "moved": 40, "format": "pair", "skipped": {"empty response": [101]}}
+    assert info["figures"] == {"train": 80, "val": 20, "moved": 40, "format": "pair", "skipped": {"empty response": ["101"]}}
     words = ["split", "--path", str(tmp_path / "labels.jsonl"), "--output", str(tmp_path / "no"), "--strict", "true"]
     assert "labels.jsonl:101: found an unusable record: empty response" in refused(words)
     assert not (tmp_path / "no").exists()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -168,3 +170,22 @@ def test_eval_names_what_is_wrong(
         eval_main([*command[3:], "--run_dir", str(run_dir), "--output", str(run_dir / "elsewhere"), *flags])
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
+
+
+CLASSES = {"PPOModule": "ppo", "PPONetworks": "ppo_networks", "RewardModule": "reward", "StageModule": "stage"}
+
+
+def test_each_equation_of_the_method_has_its_function_and_its_test() -> None:
+    text = (ROOT / "docs/method.md").read_text(encoding="utf-8")
+    rows = [line.split("|") for line in text.splitlines() if line.startswith("| ")]
+    named = [name for row in rows for name in re.findall(r"`([\w.]+)`", row[3]) if "." in name]
+    tests = [file for row in rows for file in re.findall(r"`(tests/[\w/.]+)`", row[4])]
+    assert len(named) > 70 and len(tests) > 70
+    for name in named:
+        owner, attribute = name.rsplit(".", 1)
+        if owner in CLASSES:
+            found: Any = getattr(import_module(f"lightning_rlhf.{CLASSES[owner]}"), owner)
+        else:
+            found = import_module(owner if owner.startswith("eval.") else f"lightning_rlhf.{owner}")
+        assert hasattr(found, attribute), name
+    assert not [file for file in tests if not (ROOT / file).is_file()]

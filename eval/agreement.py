@@ -148,9 +148,13 @@ def _bootstrapped(
     if total.trace() == total.sum():  # nobody disagrees
         disagree = 1 - wilson(len(parts), len(parts), confidence).low
         return Agreement(value, max(-1.0, 1 - disagree / chance), value, len(table))
+    if len(parts) == 1:  # says nothing of others
+        return Agreement(value, -1.0, 1.0, len(table))
     draws = np.random.default_rng(seed).multinomial(len(parts), np.full(len(parts), 1 / len(parts)), resamples)
     drawn = np.tensordot(draws.astype(float), parts, axes=1)
     low, high = _percentiles([coefficient(t)[0] for t in drawn], confidence)
+    if total.trace() == 0:  # everybody disagrees, in each resample too
+        high = min(1.0, 1 - (1 - wilson(0, len(parts), confidence).high) / chance)
     return Agreement(value, min(low, value), max(high, value), len(table))
 
 

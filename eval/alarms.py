@@ -127,9 +127,8 @@ def _about_comparison(report: Report) -> Iterator[Doubt]:
         )
     for c in report["comparisons"]:
         if c["unpaired"]:
-            text = (
-                f"{c['a']} and {c['b']} did not answer the same prompts: {c['unpaired']} responses are alone."
-            )
+            what = "each prompt as often" if c["same_prompts"] else "the same prompts"
+            text = f"{c['a']} and {c['b']} did not answer {what}: {c['unpaired']} responses have no partner, and are left out."
             yield _warning("prompts differ", c["a"], text)
         if (c["a"], c["b"]) == (SECOND_DRAW, BASELINE) and not c["low"] <= 0.5 <= c["high"]:
             text = (
@@ -180,7 +179,15 @@ def _about_length(report: Report) -> Iterator[Doubt]:
         equal = next((j["length_controlled"] for j in told if (j.get("length_controlled") or {}).get("low") is not None), None)
         few = found["not_longer"]
         if equal is not None:
-            left, where = (equal if equal["low"] <= 0.5 else None), "at equal length"
+            longer = (equal["slope"] or 0) > 0 and equal["longer"] > 0.5  # else its win is not one of length
+            left, where = (equal if longer and equal["low"] <= 0.5 else None), "at equal length"
+            if left is not None and left["rate"] > 0.5:
+                text = (
+                    f"Whether length explains the win of {a} over {b} cannot be told: it writes more in "
+                    f"{percent(equal['longer'])} of pairs, and at equal length it wins {percent(left['rate'])} ({_bounds(left)})."
+                )
+                yield _warning("length may explain the win", a, text)
+                left = None
         else:
             enough = few is not None and few["n"] >= max(10, whole["n"] / 10)
             left, where = (few if enough and few["rate"] <= 0.5 else None), f"where it writes no more words than {b}"

@@ -371,10 +371,16 @@ def _group(label: str, hit: np.ndarray, clusters: Sequence[Hashable], chance: fl
 
 
 def _equal_parts(values: np.ndarray, count: int) -> list[np.ndarray]:
-    """Indices in `count` parts of equal size (± 1) by value; equal values stay in the order given."""
+    """Indices in at most `count` parts of about equal size, by value; equal values are in one part."""
     if count < 1:
         raise ValueError(f"bins is {count}, expected at least 1")
-    return [part for part in np.array_split(np.argsort(values, kind="stable"), count) if part.size]
+    order = np.argsort(values, kind="stable")
+    ordered = values[order]
+    ends = np.linspace(0, len(order), count + 1).round().astype(int)[1:-1]
+    ends = ends[ends < len(order)]
+    first, last = (np.searchsorted(ordered, ordered[ends], side=side) for side in ("left", "right"))  # of the equal values
+    ends = np.where(ends - first <= last - ends, first, last)
+    return [part for part in np.split(order, np.unique(ends)) if part.size]
 
 
 def _softmax(scores: np.ndarray) -> np.ndarray:
@@ -384,4 +390,5 @@ def _softmax(scores: np.ndarray) -> np.ndarray:
 
 
 def _short(value: float) -> str:
-    return f"{round(float(value), 2):g}".replace("-", "−")
+    text = f"{round(float(value), 2):g}" if abs(value) >= 0.1 else f"{value:.2g}"
+    return text.replace("-", "−")

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,9 @@ def compare(
             summary["unused"] = judge.left_out + len(judge.verdicts) - summary["verdicts"]
         result["judgements"] += table
         result["judges"].append(summary)
-        every += [v for given in verdicts.values() for v in given]
+        said = [v for given in verdicts.values() for v in given]
+        taken = {v.judge for v in every}
+        every += [replace(v, judge=f"{v.judge} ({name})") if v.judge in taken else v for v in said]  # two files, one name
     result["agreements"], result["alpha"] = agreement(every)
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / ".compare.json.part"
@@ -117,6 +119,9 @@ def policy_pairs(policies: Sequence[str], baselines: Sequence[str] | None) -> li
 def paired(a: Mapping[tuple[str, int], Row], b: Mapping[tuple[str, int], Row]) -> tuple[list[Row], list[Row]]:
     """The rows of two policies with the same (id, index)."""
     keys = [k for k in a if k in b]
+    if not keys and a and b:
+        one, other = (next(iter(rows.values()))["policy"] for rows in (a, b))
+        raise UsageError(f"policies {one!r} and {other!r}: found no sample of the same id and index, expected the same indices")
     return [a[k] for k in keys], [b[k] for k in keys]
 
 

@@ -149,7 +149,7 @@ def _summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         if kept:
             interval = asdict(mean_interval([v for v, _ in kept], [i for _, i in kept]))
             means[name] = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in interval.items()}
-    told = [(row["scores"]["ref_nll"], row["n_tokens"]) for row in rows if "ref_nll" in row["scores"]]
+    told = [(row["scores"]["ref_nll"], row["n_tokens"]) for row in rows if "ref_nll" in row["scores"] and "n_tokens" in row]
     tokens = sum(n for _, n in told)
     distinct = {str(n): distinct_n([row["response"] for row in rows], n) for n in (1, 2, 3)}
     return {

@@ -192,13 +192,13 @@ def render_markdown(report: Report) -> str:
         row = [f"{100 * w['rate']:.1f} ({100 * w['low']:.1f}–{100 * w['high']:.1f})" if w else "—" for w in wins]
         row += [figure_text(k, mean_of(summary_of(p, k))) for k in shown]
         lines.append(f"| {_cell(p['name'])} | {' | '.join(row)} |")
-    lines += ["", f"| policy | n | {' | '.join(titles)} | no stop | distinct-2 within / corpus | perplexity |"]
-    lines += ["|---|--:|" + "--:|" * (len(names) + 3)]
+    heads = ["n", *titles, "no stop", "distinct-2 within / corpus", "perplexity"]
+    lines += ["", f"| policy | {' | '.join(heads)} |", "|---|" + "--:|" * len(heads)]
     for p in report["policies"]:
-        scores = " | ".join(f"{signed(score_mean(p, k))} ({interval(p['scores'].get(k))})" for k in names)
+        scores = [f"{signed(score_mean(p, k))} ({interval(p['scores'].get(k))})" for k in names]
         diversity = f"{signed(mean_of(p['distinct_2_within']))} / {signed(p['distinct']['2'])}"
-        cells = f"{p['n']} | {scores} | {percent(p['missing'])} | {diversity} | {signed(p['perplexity'])}"
-        lines.append(f"| {_cell(p['name'])} | {cells} |")
+        cells = [str(p["n"]), *scores, percent(p["missing"]), diversity, signed(p["perplexity"])]
+        lines.append(f"| {_cell(p['name'])} | {' | '.join(cells)} |")
     judged = f"judged by {_cell(report['judge_name'])}"
     lines += ["", f"| win rate, {judged} | % | 95 % interval | wins / ties / losses | p | p (Holm) |"]
     lines += ["|---|--:|--:|--:|--:|--:|"]
@@ -346,7 +346,8 @@ def _add_ratios(policy: dict[str, Any], baseline: Mapping[str, Any]) -> None:
         "distinct_2_within": _ratio(
             mean_of(policy["distinct_2_within"]), mean_of(baseline["distinct_2_within"])
         ),
-        "distinct_2": _ratio(policy["distinct"]["2"], baseline["distinct"]["2"]),
+        # of a corpus: more responses have fewer different ones among them
+        "distinct_2": _ratio(policy["distinct"]["2"], baseline["distinct"]["2"]) if policy["n"] == baseline["n"] else None,
         "words": _ratio(mean_of(policy["words"]), mean_of(baseline["words"])),
         "perplexity": _ratio(policy["perplexity"], baseline["perplexity"]),
     }
@@ -372,9 +373,9 @@ def _comparisons(by_policy: Mapping[str, Sequence[Row]], judge: str, seed: int) 
             result = win_rate(outcomes, [key[0] for key in keys], seed=seed)
             prompts = len({key[0] for key in keys})
             unpaired = len(a) + len(b) - 2 * len(keys)
-            out.append(
-                {"a": names[j], "b": names[i], "prompts": prompts, "unpaired": unpaired, **asdict(result)}
-            )
+            same = {key[0] for key in a} == {key[0] for key in b}
+            pair = {"a": names[j], "b": names[i], "prompts": prompts, "unpaired": unpaired, "same_prompts": same}
+            out.append({**pair, **asdict(result)})
     for c, p in zip(out, holm([c["p_value"] for c in out]), strict=True):
         c["p_holm"] = p
     return out

@@ -11,7 +11,8 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -45,8 +46,19 @@ def slug(policy: str) -> str:
     """A policy's name as a file name; one with letters of another script has them as a hash."""
     plain = re.sub(r"[^a-z0-9]+", "-", policy.lower()).strip("-")
     if re.search(r"[^\W\d_a-z]", policy.lower()):
-        plain = f"{plain}-{hashlib.sha256(policy.encode()).hexdigest()[:8]}".strip("-")
-    return plain or "policy"
+        plain = _hashed(plain, policy)
+    return (plain if len(plain) <= 100 else _hashed(plain[:100], policy)) or "policy"
+
+
+def _hashed(plain: str, policy: str) -> str:
+    return f"{plain}-{hashlib.sha256(policy.encode()).hexdigest()[:8]}".strip("-")
+
+
+def file_names(policies: Iterable[str]) -> dict[str, str]:
+    """Policy → its file's name without a suffix; where names differ in case or punctuation alone, with a hash."""
+    plain = {policy: slug(policy) for policy in policies}
+    often = Counter(plain.values())
+    return {policy: name if often[name] == 1 else _hashed(name, policy) for policy, name in plain.items()}
 
 
 def made_by(reward: str) -> str:
@@ -67,7 +79,10 @@ def identity(policy: Policy) -> Row:
 def keep(path: Path, key: Row) -> bool:
     """Whether a file made from exactly these inputs is there."""
     sidecar = path.with_suffix(".key.json")
-    return path.is_file() and sidecar.is_file() and json.loads(sidecar.read_text(encoding="utf-8")) == key
+    try:
+        return path.is_file() and bool(json.loads(sidecar.read_text(encoding="utf-8")) == key)
+    except (OSError, ValueError):  # not there, or cut off
+        return False
 
 
 def put(path: Path, rows: Sequence[Any], key: Row) -> None:
@@ -181,9 +196,7 @@ def sample_policies(
     Raises:
         UsageError, DataError: A policy's texts cannot be read or made; those that need no model are made first.
     """
-    files = {policy: output / "samples" / f"{slug(policy)}.jsonl" for policy in policies}
-    if len(set(files.values())) < len(files):
-        raise UsageError(f"policies: found {sorted(policies)}, expected names that differ in their letters and digits")
+    files = {policy: output / "samples" / f"{name}.jsonl" for policy, name in file_names(policies).items()}
     read: dict[str, dict[str, list[Sample]]] = {}
     for number, (name, policy) in enumerate(policies.items()):
         if policy.is_samples:

@@ -25,13 +25,13 @@ from eval.sample import (
     HeldOut,
     Row,
     check_room,
+    file_names,
     identity,
     keep,
     made_by,
     policy_task,
     put,
     reward_values,
-    slug,
 )
 from lightning_rlhf.files import file_sha256, read_jsonl, write_jsonl
 from lightning_rlhf.logprobs import logits_of, token_logprobs
@@ -69,8 +69,9 @@ def score_samples(
     common |= dict(precision=precision, prompts=prompts.digest, source=prompts.source_column, stemmer=use_stemmer)
     loaded: dict[str, Any] = {}
     rows: list[Row] = []
+    names = file_names(policies)
     for name, policy in policies.items():
-        samples, path = (output / folder / f"{slug(name)}.jsonl" for folder in ("samples", "scores"))
+        samples, path = (output / folder / f"{names[name]}.jsonl" for folder in ("samples", "scores"))
         if not samples.is_file():
             raise UsageError(f"{samples}: no samples of policy {name!r}; run `python -m eval sample` first")
         key = {**common, "policy": identity(policy) if policy.is_local else None, "samples": file_sha256(samples)}

@@ -18,13 +18,15 @@ from eval.report import build_report, write_report
 from eval.reward_model import judge_reward
 from eval.sample import HeldOut, by_policy, held_out, sample_policies
 from eval.score import score_samples
-from lightning_rlhf.files import DataError, list_files, read_jsonl
+from lightning_rlhf.files import DataError, bad, list_files, read_jsonl
 from lightning_rlhf.models import find_lm
 from lightning_rlhf.records import read_samples
 from lightning_rlhf.runinfo import RunInfo
 from lightning_rlhf.scoring import find_reward
 from lightning_rlhf.tasks import UsageError, told
 
+MADE = ("known", "learned", "kl", "ref_nll")  # scores that the score step makes, in place of those that samples come with
+SCORED = ("id", "policy", "prompt", "response", "scores", "measures")
 STAGES = ("prompts", "labels", "sft", "reward", "ppo")
 
 
@@ -74,6 +76,13 @@ def checked(step: str, o: Options) -> Plan:
     if o.samples is not None:
         chosen |= {name: Policy(o.samples) for name in by_policy(o.samples) if name not in chosen}
     problems = policy_problems(chosen, o.task.name, o.allow_other_task) if step != "compare" else []
+    for option, least in (("limit", 1), ("batch_size", 1), ("n_samples", 0), ("n_browse", 0)):
+        if (number := getattr(o, option)) is not None and number < least:
+            problems.append(f"{option}: found {number}, expected at least {least}")
+    if o.precision not in ("32", "bf16", "auto"):
+        problems.append(f"precision: found {o.precision!r}, expected 32, bf16 or auto")
+    if Path(o.output).exists() and not Path(o.output).is_dir():
+        problems.append(f"output: {o.output}: found a file, expected a folder or nothing")
     if not chosen:
         problems.append("policies: found none, expected at least one, or samples")
     if o.second_draw is not None:
@@ -82,7 +91,7 @@ def checked(step: str, o: Options) -> Plan:
         else:
             chosen[f"{o.second_draw} (second draw)"] = chosen[o.second_draw]
     problems += judge_problems(o, chosen)
-    others = {run: found["ppo"] for run, path in (o.more_logs or {}).items() if "ppo" in (found := stage_curves(path))}
+    others = {run: seen["ppo"] for run, path in (o.more_logs or {}).items() if "ppo" in (seen := stage_curves(path))}
     for run, path in (o.more_logs or {}).items():
         if run not in others:
             problems.append(f"more_logs.{run}: {path}: found no ppo/version_*/metrics.csv there")
@@ -177,9 +186,15 @@ def compared(o: Options, plan: Plan, folder: Path) -> list[dict[str, Any]]:
     file = folder / "scores.jsonl"
     if not file.is_file():
         raise UsageError(f"{file}: not there; run `python -m eval score` first")
-    rows = [r for _, _, r in read_jsonl(file) if r["id"] in plan.prompts.records and r["policy"] in plan.policies]
+    rows = []
+    for _, line, row in read_jsonl(file):
+        if lacks := [name for name in SCORED if name not in row]:
+            raise bad(f"{file}:{line}", lacks[0], f"only {', '.join(row)}", f"the fields {', '.join(SCORED)}")
+        if row["id"] in plan.prompts.records and row["policy"] in plan.policies:
+            rows.append(row)
     if o.samples is not None:
-        check_fresh([r for r in rows if plan.policies[r["policy"]].model == o.samples], o.samples, file)
+        of_samples = [r for r in rows if plan.policies[r["policy"]].model == o.samples]
+        check_fresh(of_samples, o.samples, file, plan)
     judges = {name: load_judge(name, folder / "verdicts", o.batch_size, o.precision) for name in o.judges or [str(plan.judge)]}
     for judge in judges.values():
         if o.limit is not None and isinstance(judge, FileJudge):
@@ -188,14 +203,25 @@ def compared(o: Options, plan: Plan, folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def check_fresh(rows: list[dict[str, Any]], samples: str, scored: Path) -> None:
-    """Raise UsageError where samples are others than when they were scored."""
-    texts = {(s.id, s.policy, s.index): s.response for s in read_samples(samples)}
-    for row in rows:
-        key = str(row["id"]), row["policy"], row.get("index", 0)
-        if texts.get(key, row["response"]) != row["response"]:
-            at = f"{samples}: id {key[0]!r}, policy {key[1]!r}"
-            raise UsageError(f"{at}: another response than in {scored}; run `python -m eval score` again")
+def check_fresh(rows: list[dict[str, Any]], samples: str, scored: Path, plan: Plan) -> None:
+    """Raise UsageError where samples are others than when they were scored: which there are, their texts, or their own scores."""
+    records = plan.prompts.records
+    ours = {name for name, policy in plan.policies.items() if policy.model == samples}
+    now = {(s.id, s.policy, s.index): s for s in read_samples(samples) if s.id in records and s.policy in ours}
+    then = {(str(row["id"]), row["policy"], row.get("index", 0)): row for row in rows}
+    for key in dict.fromkeys([*now, *then]):
+        sample, row, wrong = now.get(key), then.get(key), None
+        if sample is None or row is None:
+            wrong = "a sample that is not there any more, but" if sample is None else "a sample that is not"
+        elif sample.response != row["response"]:
+            wrong = "another response than"
+        elif (sample.reference or records[sample.id].reference, sample.prompt) != (row.get("reference"), row["prompt"]):
+            wrong = "another reference or prompt than"
+        elif any(value != row["scores"].get(name, value) for name, value in (sample.scores or {}).items() if name not in MADE):
+            wrong = "other scores than"
+        if wrong:
+            at = f"{samples}: id {key[0]!r}, policy {key[1]!r}, index {key[2]}"
+            raise UsageError(f"{at}: {wrong} in {scored}; run `python -m eval score` again")
 
 
 def reported(o: Options, plan: Plan, folder: Path, rows: list[dict[str, Any]]) -> None:

@@ -324,6 +324,8 @@ def length_controlled(
     x = np.column_stack([np.ones(len(y) + 2), np.append(scaled, [0, 0])])
     each = len(y) / len(_by_cluster(y, clusters)[1])
     (theta, phi), covariance, quantile = _fit(x, y, clusters, each, np.array([0, SLOPE_STD**-2]), confidence)
+    if not spread:  # no lengths differ: there is no slope
+        phi, covariance = math.nan, covariance + np.diag([0, math.nan])
     half, slope_half = (float(h) for h in quantile * np.sqrt(np.diag(covariance)))
     rate, low, high = (float(expit(t)) for t in (theta, theta - half, theta + half))
     return LengthControlled(rate, low, high, float(phi), float(phi) - slope_half, float(phi) + slope_half, longer)
@@ -365,6 +367,8 @@ def _fit(
     inverse = np.linalg.inv(hessian)
     m = max(len(size), 2)
     covariance = inverse @ (score.T @ score) @ inverse * m / (m - 1)
+    for k in np.flatnonzero(ridge):  # where the data leave it to the prior, residuals say nothing of how sure one is
+        covariance[k, k] = max(covariance[k, k], inverse[k, k])
     return beta, covariance, float(stdtrit(m - 1, 0.5 + confidence / 2))
 
 

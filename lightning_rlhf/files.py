@@ -439,6 +439,14 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def made_elsewhere(folder: PathLike, names: Iterable[str]) -> str | None:
+    """Records in a folder that no command of ours made (there is no run.json), and that are not replaced; in words."""
+    there = [name for name in names if (Path(folder) / name).exists()]
+    if not there or (Path(folder) / "run.json").is_file():
+        return None
+    return f"output: {Path(folder) / there[0]} is there and was not made by this command (no run.json); expected another folder"
+
+
 def exchange(one: Path, other: Path) -> bool:
     """Two files or folders swap their names in one step (Linux, `renameat2`); False where the system cannot."""
     swap = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None

@@ -14,7 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 from .chat import rendered
-from .files import DataError, alone, append_jsonl, file_sha256, unfinished, write_jsonl
+from .files import DataError, alone, append_jsonl, file_sha256, made_elsewhere, unfinished, write_jsonl
 from .generation import sample_with, seed_for, truncate
 from .models import LM, device_of, find_lm, fingerprint, load_on_device, load_tokenizer, run_context
 from .records import Prompt, read_prompts
@@ -115,6 +115,8 @@ def label(
             records[i - 1] = rendered(record, tokenizer, where)
             if "reference" in getattr(reward, "needs", ()) and record.reference is None:
                 raise DataError(f"{where}: field 'reference': not there, expected one, for {labeler}")
+    if not list(Path(output).glob("*.part")) and (problem := made_elsewhere(output, [f"{split}.jsonl" for split in splits])):
+        raise UsageError(problem)
     config = dict(lm=lm, task=vars(task), labeler=labeler, num_samples=num_samples, per_prompt=per_prompt)
     config |= dict(batch_size=batch_size, precision=precision)
     info = RunInfo("labels", seed, config, list(files.values()))

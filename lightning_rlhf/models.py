@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.activations import NewGELUActivation
@@ -162,7 +163,8 @@ def load_lm(name: str, dtype: torch.dtype = torch.float32) -> LM:
     if found.endswith(".gguf"):
         model = AutoModelForCausalLM.from_pretrained(Path(found).parent, gguf_file=Path(found).name, dtype=dtype)
     elif base is None:
-        model = AutoModelForCausalLM.from_pretrained(found, dtype=dtype)
+        with readable_weights(name):
+            model = AutoModelForCausalLM.from_pretrained(found, dtype=dtype)
     elif base == found:
         with without_adapter(found) as whole:
             model = AutoModelForCausalLM.from_pretrained(whole, dtype=dtype)
@@ -180,6 +182,15 @@ def load_lm(name: str, dtype: torch.dtype = torch.float32) -> LM:
     fuse_activations(model)
     _check_head(model, name)
     return LM(model, tokenizer, name, pad)
+
+
+@contextmanager
+def readable_weights(name: str) -> Iterator[None]:
+    """A damaged file of weights is told with the model's name."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise UsageError(f"model {name!r}: its weights cannot be read ({error}), expected a whole .safetensors file") from None
 
 
 def fuse_activations(model: nn.Module) -> None:

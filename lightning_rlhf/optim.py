@@ -41,7 +41,7 @@ class AdamTF(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-5,
     ) -> None:
-        if lr < 0:
+        if not 0 <= lr < math.inf:
             raise UsageError(f"lr: found {lr}, expected 0 or more")
         if eps < 0:
             raise UsageError(f"eps: found {eps}, expected 0 or more")

@@ -164,10 +164,12 @@ class PPONetworks(PPOSetup):
         try:
             if self.learned and self.guard_comparisons:
                 self.guard_result = guard(self.whole_reward(), self.guard_comparisons)
-            elif self.guard_pairs:
-                self.guard_result = self._guard_pairs(self.guard_pairs)
-            else:
-                rank_zero_warn("PPO starts UNGUARDED: nothing checks the sign of the reward (guard_comparisons, guard_pairs)")
+            if self.guard_pairs:
+                pairs = self._guard_pairs(self.guard_pairs)
+                self.guard_result = pairs if self.guard_result["kind"] == "none" else {**self.guard_result, "pairs": pairs["n"]}
+            if self.guard_result["kind"] == "none":
+                how = "guard_comparisons (for a learned one), guard_pairs"
+                rank_zero_warn(f"PPO starts UNGUARDED: nothing checks the sign of the reward ({how})")
         except UsageError as error:
             if not self.allow_unguarded:
                 raise

@@ -5,6 +5,7 @@ The networks are in `ppo_networks.py`, the algorithm in `ppo.py`.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from dataclasses import fields
@@ -208,6 +209,8 @@ class PPOSetup(StageModule):
                 f"model.trainable_layers: found {self.trainable_layers} with ModelParallelStrategy, under which each network is "
                 "sharded by itself and cannot share the policy's frozen blocks; expected null"
             )
+        if not math.isfinite(self.kl_coef):
+            problems.append(f"model.kl_coef: found {self.kl_coef}, expected a finite number")
         if self.kl_coef < 0 and not self.allow_negative_kl:
             problems.append(
                 f"model.kl_coef: found {self.kl_coef}; a negative one pays for leaving the reference "

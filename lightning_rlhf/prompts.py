@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from .cleaning import ENCODING
-from .files import write_jsonl
+from .files import made_elsewhere, write_jsonl
 from .generation import sample, seed_for
 from .models import LM, find_lm, load_lm, load_tokenizer, run_context
 from .runinfo import RunInfo
@@ -175,6 +175,8 @@ def build_prompts(
         problems.append("form: found 2020 with source self, expected posts with a subreddit and a title")
     if source != "self":
         problems += source_problems(source)
+    if problem := made_elsewhere(output, [f"{split}.jsonl" for split in counts]):
+        problems.append(problem)
     if problems:
         raise UsageError("\n".join(problems))
     find_lm(lm)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from .lora import plain_copy, save_adapter
-from .models import fuse_activations, pad_apart, without_pad
+from .models import fuse_activations, pad_apart, readable_weights, without_pad
 from .runinfo import atomic_directory
 from .tasks import UsageError
 from .tokens import position_ids
@@ -126,7 +126,10 @@ def read_reward_info(directory: str | Path) -> dict[str, Any]:
     file = Path(directory) / "reward.json"
     if not file.is_file():
         raise UsageError(f"reward {str(directory)!r}: no reward.json there, expected a directory that the reward stage wrote")
-    info = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        info = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UsageError(f"{file}: {error}, expected the file that the reward stage wrote") from None
     for field in ("task", "gain", "bias"):
         if field not in info:
             raise UsageError(f"{file}: field {field!r} is missing")
@@ -136,7 +139,8 @@ def read_reward_info(directory: str | Path) -> dict[str, Any]:
 def load_scalar(directory: str | Path) -> tuple[ScalarModel, Any, dict[str, Any]]:
     """A reward directory → (model in eval mode, tokenizer, reward.json)."""
     info = read_reward_info(directory)
-    classifier = AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32)
+    with readable_weights(str(directory)):
+        classifier = AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(directory)
     own = getattr(classifier.config, "vocab_size_without_pad", None)
     if own is not None:

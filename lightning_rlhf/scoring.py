@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import math
 import os
 import sys
@@ -98,7 +99,7 @@ def rows_at_once(device: str, batch_size: int, width: int) -> int:
 
 def is_learned(name: str) -> bool:
     """Whether a reward's name is a directory, rather than `known:…` or `module:function`."""
-    return ":" not in name
+    return ":" not in name or Path(name).is_dir()
 
 
 def find_reward(
@@ -145,8 +146,9 @@ def load_callable(name: str) -> RewardFunction:
                 sys.path.insert(0, os.getcwd())
             loaded = importlib.import_module(module)
         found = getattr(loaded, function)
-    except (ImportError, AttributeError, FileNotFoundError, SyntaxError, ValueError) as error:
-        raise UsageError(f"reward {name!r}: {error}; expected a reward directory, known:NAME or module:function") from None
+    except Exception as error:  # whatever the user's own module raises
+        what = f"{type(error).__name__}: {error}"
+        raise UsageError(f"reward {name!r}: {what}; expected a reward directory, known:NAME or module:function") from None
     if not callable(found):
         raise UsageError(f"reward {name!r}: found a {type(found).__name__}, expected a callable")
     return found  # type: ignore[no-any-return]
@@ -172,11 +174,25 @@ def _is_number(value: Any) -> bool:
     return True
 
 
+def accepted(function: Callable[..., Any], columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """The columns that a function takes: all, or, where it has no `**columns`, those that it names."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # not told of some built in C
+        return columns
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return columns
+    named = {p.name for p in parameters}
+    return {name: values for name, values in columns.items() if name in named}
+
+
 def call_reward(
     reward: Callable[..., Any], prompts: list[Any], completions: list[Any], columns: dict[str, list[Any]]
 ) -> list[float]:
     """Call a reward function and check what it returns: one finite float a completion, else UsageError."""
-    scores = reward(prompts=prompts, completions=completions, **columns)
+    if reserved := sorted({"prompts", "completions"} & set(columns)):
+        raise UsageError(f"reward function: the prompts have a column {reserved[0]!r}, an argument's name; expected another")
+    scores = reward(prompts=prompts, completions=completions, **accepted(reward, columns))
     if not isinstance(scores, (list, tuple)) or len(scores) != len(completions):
         found = f"{len(scores)} values" if isinstance(scores, (list, tuple)) else type(scores).__name__
         raise UsageError(

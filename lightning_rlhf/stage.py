@@ -7,6 +7,7 @@ reloaded from where it came from. A resume with other options is refused by name
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
 from dataclasses import asdict
 from pathlib import Path
@@ -73,6 +74,8 @@ class StageModule(L.LightningModule):
             problems.append(
                 f"model.output: {self.output} exists; give another, resume with --ckpt_path, or pass --model.overwrite true"
             )
+        else:
+            problems += output_problems(Path(self.output))
         if 0 < data.batch_size < trainer.world_size:
             problems.append(f"data.batch_size: found {data.batch_size}, expected at least one a device: {trainer.world_size}")
         return problems + sharding_problems(getattr(trainer, "strategy", None), trainer.world_size)
@@ -230,6 +233,8 @@ class StageModule(L.LightningModule):
 class StageCheckpoint(L.Callback):
     """One checkpoint, replaced every so many batches by rename, so that it is never half-written.
 
+    That of an earlier run, which this one does not resume, is kept as `PATH.old`.
+
     Args:
         path: The file; a link to a folder where the strategy has each device write its part (`save_distributed_checkpoint`).
         every: Batches (for PPO: iterations) between two; the last batch always makes one. Where batches are accumulated, one
@@ -240,6 +245,7 @@ class StageCheckpoint(L.Callback):
         if every < 1:
             raise UsageError(f"StageCheckpoint.every: found {every}, expected at least 1")
         self.path, self.every = Path(path), every
+        self.aside = False  # whether there is a checkpoint of another run, which the first one of this run would replace
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Save where it is due."""
@@ -252,6 +258,9 @@ class StageCheckpoint(L.Callback):
         """Say of a checkpoint that a killed run left half-written that it is not used."""
         if self.path.is_dir() and not self.path.is_symlink():
             raise UsageError(f"StageCheckpoint.path: found the folder {self.path}, expected a file's name")
+        if stage == "fit" and (problem := unwritable(self.path.parent)):
+            raise UsageError(f"StageCheckpoint.path: {problem}")
+        self.aside = stage == "fit" and trainer.ckpt_path is None and self.path.is_file()
         if stage == "fit" and self.partial.exists():
             rank_zero_warn(f"{self.partial}: a checkpoint that was interrupted; ignored, {self.path} is the last whole one")
 
@@ -268,8 +277,32 @@ class StageCheckpoint(L.Callback):
         trainer.strategy.barrier()
         trainer.save_checkpoint(self.partial)
         if trainer.is_global_zero:
+            if self.aside:
+                old = self.path.with_name(f"{self.path.name}.old")
+                self.path.replace(old)
+                rank_zero_warn(f"{self.path} was of an earlier run, which can be resumed from {old}")
             put_in_place(self.partial, self.path)
+        self.aside = False
         trainer.strategy.barrier()
+
+
+def unwritable(folder: Path) -> str | None:
+    """Why nothing can be written into a folder, which is made where it is not there; None where all is well."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        return f"{folder}: cannot be made ({error.strerror}), expected a folder that can be written to"
+    return None if os.access(folder, os.W_OK) else f"{folder}: cannot be written to, expected a folder that can"
+
+
+def output_problems(output: Path) -> list[str]:
+    """What keeps an export from being written there; a folder is replaced only if it is an export, or empty."""
+    if not output.name or output.name == "..":
+        return [f"model.output: found {str(output)!r}, expected the name of a new folder"]
+    if output.exists() and not (output.is_dir() and (not any(output.iterdir()) or (output / "config.json").is_file())):
+        return [f"model.output: {output} is no export (it has no config.json), and is not replaced; expected another name"]
+    problem = unwritable(output.parent)
+    return [f"model.output: {problem}"] if problem else []
 
 
 def weights_hash(name: str) -> str:

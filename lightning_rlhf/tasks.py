@@ -8,6 +8,7 @@ To add a task, add a `Task` to `TASKS` (or write the block `task:` in a config: 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -75,8 +76,10 @@ class Task:
                 f"task.truncate_after: found {self.truncate_after}, "
                 f"expected 0 to response_length - 1 = {self.response_length - 1}"
             )
-        if not self.temperature > 0:
+        if not 0 < self.temperature < math.inf:
             found.append(f"task.temperature: found {self.temperature}, expected above 0")
+        if not math.isfinite(self.penalty):
+            found.append(f"task.penalty: found {self.penalty}, expected a finite number")
         return found
 
 

@@ -187,3 +187,12 @@ def test_tau_errors() -> None:
         summary_tau(np.ones((2, 1)), np.ones((2, 1)))
     with pytest.raises(ValueError, match="ratings has no value for system 1"):
         system_tau(np.ones((2, 2)), np.array([[1.0, math.nan], [2, math.nan]]))
+
+
+def test_no_interval_has_zero_width() -> None:
+    apart = krippendorff_alpha([["a", "b"]] * 20)
+    assert apart.low == apart.value < 0 < apart.high + 1 and apart.high > apart.value + 0.1
+    total = cohen_kappa([0, 1] * 10, [1, 0] * 10)
+    assert total.value == pytest.approx(-1.0) and total.high > -0.9
+    alone = cohen_kappa([0, 1, 0, 1], [0, 1, 1, 1], clusters=[0] * 4)
+    assert (alone.low, alone.value, alone.high) == (-1.0, 0.5, 1.0)  # one prompt says nothing of others

@@ -109,6 +109,14 @@ def test_clusters_widen_the_bins() -> None:
     assert together.high - together.low > 1.8 * (alone.high - alone.low)  # four copies of each outcome: √4 times
 
 
+def test_equal_predictions_are_in_one_bin_whatever_their_order() -> None:
+    p, y = np.full(1000, 0.731), np.array([1.0] * 731 + [0.0] * 269)
+    (only,) = cal.reliability(p, y)
+    assert cal.calibration_error([only]) == pytest.approx(0.0, abs=1e-9)
+    mixed = np.concatenate([np.full(30, 0.6), np.linspace(0.61, 0.9, 70)])
+    assert [b.n for b in cal.reliability(mixed, np.ones(100), bins=5)] == [30, 10, 20, 20, 20]
+
+
 def test_groups_by_hand() -> None:
     scores = [[3.0, 1.0], [0.0, 0.5], [2.0, 2.0], [1.0, 0.0, 0.3]]
     choices = [0, 0, 0, 2]
@@ -125,7 +133,7 @@ def test_groups_by_hand() -> None:
 
 def test_all_of_it_over_one_model() -> None:
     scores, choices = simulated(3_000, seed=5)
-    lengths = [[10 + 3 * (k == c) for k in range(2)] for c in choices]
+    lengths = [[10 + (1 + i % 7) * (k == c) for k in range(2)] for i, c in enumerate(choices)]
     workers = ["ann" if i % 3 else "bob" for i in range(3_000)]
     found = cal.calibrate(scores, choices, lengths, workers, [i // 2 for i in range(3_000)])
     assert found.longest is not None

@@ -263,3 +263,18 @@ CONFIG = ["--config", str(Path(__file__).parents[2] / "configs" / "sentiment" / 
 def test_options_are_checked_first(options: list[str], message: str, refused: Callable[..., str], no_models: None) -> None:
     only = ["--policies", "{zero-shot: stories260k}", "--second_draw", "null", "--learned_reward", "null"]
     assert message in refused(["sample", *CONFIG, *only, *options], main)
+
+
+def test_people_of_two_files_who_are_called_alike_are_two(tmp_path: Path) -> None:
+    rows = made(20, samples=1)
+    names = list(dict.fromkeys(r["policy"] for r in rows))[:2]
+    files = []
+    for number, winner in enumerate("ab"):
+        path = tmp_path / f"v{number}.jsonl"
+        pair = dict(policy_a=names[0], policy_b=names[1], winner=winner, judge="1")
+        votes = [dict(id=r["id"], **pair) for r in rows if r["policy"] == names[0]]
+        path.write_text("".join(json.dumps(vote) + "\n" for vote in votes))
+        files.append(f"verdicts:{path}")
+    compare(rows, names, {f: load_judge(f, tmp_path / "verdicts", 8, "32") for f in files}, tmp_path / "out")
+    (found,) = json.loads((tmp_path / "out/compare.json").read_text())["agreements"]
+    assert found["share"] == 0.0 and found["n"] == 20

@@ -138,9 +138,21 @@ def test_people_judge_some_of_the_prompts(folder: Path) -> None:
 def test_samples_that_changed_since_they_were_scored(folder: Path, refused: Callable[..., str]) -> None:
     run("score", folder)
     rows = samples()
-    write_jsonl(folder / "s" / "all.jsonl", [rows[0] | {"response": "Another."}, *rows[1:]])
+    changes = {
+        "another response than in": [rows[0] | {"response": "Another."}, *rows[1:]],
+        "another reference or prompt than in": [rows[0] | {"reference": "Another."}, *rows[1:]],
+        "a sample that is not there any more, but in": rows[1:],
+        "a sample that is not in": [rows[0] | {"index": 1}, *rows],
+    }
+    for message, changed in changes.items():
+        write_jsonl(folder / "s" / "all.jsonl", changed)
+        error = refused(["compare", "--samples", str(folder / "s"), "--output", str(folder / "out")], main=main)
+        assert "id 'p0', policy 'human', index " in error and message in error and "run `python -m eval score` again" in error
+    write_jsonl(folder / "s" / "all.jsonl", [r | {"scores": {"mine": 1.0}} for r in rows])
+    run("score", folder)
+    write_jsonl(folder / "s" / "all.jsonl", [r | {"scores": {"mine": 2.0}} for r in rows])
     error = refused(["compare", "--samples", str(folder / "s"), "--output", str(folder / "out")], main=main)
-    assert "id 'p0', policy 'human': another response than in" in error and "run `python -m eval score` again" in error
+    assert "other scores than in" in error
 
 
 @pytest.mark.parametrize("kind", ["folder of csv", "json"])

@@ -387,6 +387,9 @@ def judgement(**more: Any) -> dict[str, Any]:
     return {"judge": "known", "a": "rlhf", "b": "zero-shot", "rate": 0.6, "low": 0.55, "high": 0.65, "n": 120, **more}
 
 
+LENGTH = {"rate": 0.52, "low": 0.45, "high": 0.59, "slope": 1.0, "longer": 0.8}
+
+
 @pytest.mark.parametrize(
     ("kind", "words", "more"),
     [
@@ -396,8 +399,10 @@ def judgement(**more: Any) -> dict[str, Any]:
          {"compared": {"judgements": [judgement(judge="people", rate=0.4, low=0.35, high=0.45)]}}),
         ("no verdict", "lm gave no verdict in 7 of 100 answers",
          {"compared": {"judges": [{"judge": "lm", "verdicts": 100, "unparsable": 4, "failed": 3}]}}),
-        ("length explains the win", "but 52.0 % (45.0–59.0) at equal length",
-         {"compared": {"judgements": [judgement(length_controlled={"rate": 0.52, "low": 0.45, "high": 0.59})]}}),
+        ("length explains the win", "but 48.0 % (45.0–59.0) at equal length",
+         {"compared": {"judgements": [judgement(length_controlled={**LENGTH, "rate": 0.48})]}}),
+        ("length may explain the win", "at equal length it wins 52.0 % (45.0–59.0)",
+         {"compared": {"judgements": [judgement(length_controlled=LENGTH)]}}),
         ("over-optimisation", "Over-optimisation begins in run ppo at step ",
          {"runs": {"ppo": {"objective/kl": [[i, i / 2] for i in range(40)], "objective/score": [[i, i / 9] for i in range(40)],
                            "objective/gold": [[i, -abs(i - 15) / 10] for i in range(40)]}}}),
@@ -593,3 +598,30 @@ def test_line_chart_edges() -> None:
 )
 def test_signed(value: float | None, text: str) -> None:
     assert signed(value) == text
+
+
+def test_length_is_not_blamed_where_the_winner_writes_less() -> None:
+    for less in ({"longer": 0.2}, {"slope": -1.0}):
+        report = build(compared={"judgements": [judgement(length_controlled={**LENGTH, **less})]})
+        assert not [w for w in report["warnings"] if "length" in w["kind"]]
+
+
+def test_more_samples_of_one_policy_are_told_as_that() -> None:
+    once = make_rows(policies=("zero-shot",))
+    often = [{**row, "index": i} for row in make_rows(policies=("rlhf",)) for i in range(4)]
+    report = build([*once, *often])
+    texts = {w["kind"]: w["text"] for w in report["warnings"]}
+    assert "did not answer each prompt as often: 360 responses have no partner, and are left out" in texts["prompts differ"]
+    assert "collapse" not in texts  # four times as many responses have fewer different bigrams among them
+
+
+def test_every_row_of_a_markdown_table_has_its_head_s_cells() -> None:
+    rows = make_rows()
+    for row in rows:
+        row["scores"] = {}
+        row["measures"] = {"rougeL": 0.5, "words": 12}
+    for report in (build(), build(rows, judge="rougeL")):
+        tables = [block.split("\n") for block in render_markdown(report).split("\n\n") if block.startswith("|")]
+        assert tables
+        for table in tables:
+            assert len({line.replace(r"\|", "").count("|") for line in table if line.startswith("|")}) == 1, table[:2]

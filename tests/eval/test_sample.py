@@ -401,8 +401,18 @@ def test_nothing_to_evaluate(prompts: Path, refused: Callable[..., str]) -> None
     assert "policies: found none" in refused(words("sample", prompts, {"x": None}), main=main)
     error = refused(["sample", "--output", str(prompts.parent), '--policies={"a": "lead-1"}'], main=main)
     assert "prompts: found null, expected a file of prompts, or samples" in error
-    error = refused(words("sample", prompts, {"lead 1": "lead-1", "lead-1": "lead-1"}), main=main)
-    assert "expected names that differ in their letters and digits" in error
+
+
+def test_names_that_differ_in_case_or_punctuation_have_files_of_their_own(prompts: Path) -> None:
+    main(words("sample", prompts, {"lead 1": "lead-1", "Lead-1": "lead-2", "x" * 300: "lead-3"}))
+    files = sorted(f.name for f in (prompts.parent / "out/samples").glob("*.jsonl"))
+    assert len(files) == 3 and len([f for f in files if f.startswith("lead-1-")]) == 2
+
+
+@pytest.mark.parametrize(("option", "value"), [("limit", "0"), ("batch_size", "0"), ("precision", "17"), ("n_samples", "-1")])
+def test_options_out_of_range(prompts: Path, refused: Callable[..., str], option: str, value: str) -> None:
+    error = refused([*words("sample", prompts, {"lead-1": "lead-1"}), f"--{option}", value], main=main)
+    assert f"{option}: found " in error
 
 
 # ------------------------------------------------------------------------------------------------------ the command line

@@ -385,7 +385,12 @@ def test_length_controlled_without_lengths_is_the_win_rate() -> None:
     y = [1.0] * 14 + [0.5] * 2 + [0.0] * 4
     got = length_controlled(y, [0.0] * 20)
     assert logit(got.rate) == pytest.approx(math.log(15.5 / 5.5), abs=1e-9)  # 15 and 5, and half a game each way
-    assert got.slope == 0
+    assert math.isnan(got.slope) and math.isnan(got.slope_low)  # there is none
+
+
+def test_length_controlled_slope_is_unsure_where_length_separates() -> None:
+    got = length_controlled([1.0] * 50 + [0.0] * 50, [5.0] * 50 + [-5.0] * 50)
+    assert got.slope_high - got.slope_low > 2  # the data only say that it is large
 
 
 def test_length_controlled_mirror() -> None:

@@ -45,7 +45,7 @@ def main(args: list[str] | None = None) -> None:
 def parse(args: list[str]) -> Options:
     """The options of a step."""
     about = f"{STEPS[args[0]]} The steps share their options, so that one config serves them all."
-    parser = ArgumentParser(prog=f"python -m eval {args[0]}", parser_mode="omegaconf+", description=about)
+    parser = ArgumentParser(prog=f"python -m eval {args[0]}", parser_mode="omegaconf+", description=about, allow_abbrev=False)
     parser.add_argument("-c", "--config", action="config", help="A YAML file of options; may be given several times.")
     parser.add_argument("--run_dir", type=str, default="out/run", help=RUN_DIR_HELP)
     parser.add_argument("--lm", type=str, default="gpt2", help=LM_HELP)

@@ -42,7 +42,9 @@ def imported(where: str) -> Callable[..., Any]:
 def parse_function(name: str, args: list[str]) -> dict[str, Any]:
     """The options of a function's command: {name: value}."""
     function = imported(FUNCTIONS[name])
-    parser = ArgumentParser(prog=f"lightning-rlhf {name}", parser_mode="omegaconf+", description=function.__doc__)
+    parser = ArgumentParser(
+        prog=f"lightning-rlhf {name}", parser_mode="omegaconf+", description=function.__doc__, allow_abbrev=False
+    )
     parser.add_argument("-c", "--config", action="config", help="A YAML file of options; may be given several times.")
     parser.add_argument("--run_dir", type=str, default="out/run", help=RUN_DIR_HELP)
     parser.add_function_arguments(function, skip={"run_dir"})

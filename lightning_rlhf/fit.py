@@ -17,6 +17,7 @@ from pytorch_lightning.utilities.model_helpers import is_overridden
 from .data import StageData
 from .estimate import ALLOW, estimate, memory_problem
 from .files import DataError
+from .reward import RewardModule
 from .scoring import guard_problems
 from .stage import StageModule
 from .tasks import LM_HELP, RUN_DIR_HELP, Task, UsageError
@@ -108,6 +109,8 @@ class RLHFCLI(LightningCLI):
         self._check()
         if not is_overridden("validation_step", self.model):
             raise UsageError(f"validate: {type(self.model).__name__} has no validation; use `python -m eval report`")
+        if isinstance(self.model, RewardModule) and not self.config["validate"].get("ckpt_path"):
+            raise UsageError("validate: --ckpt_path: not given, expected a checkpoint; without one the head is random")
         if not self.datamodule.files.get("val"):
             raise UsageError("validate: data.val: not given, expected a file of held-out records")
 
@@ -128,7 +131,8 @@ class EstimateCLI(RLHFCLI):
 
 CLI_OPTIONS: dict[str, Any] = dict(
     subclass_mode_model=True, subclass_mode_data=True, auto_configure_optimizers=False, seed_everything_default=1,
-    save_config_callback=SaveConfig, parser_kwargs={"parser_mode": "omegaconf+"},
+    save_config_callback=SaveConfig,
+    parser_kwargs={"parser_mode": "omegaconf+", "allow_abbrev": False},  # no option by the beginning of its name
 )  # fmt: skip
 
 

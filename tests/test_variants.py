@@ -799,3 +799,5 @@ Words = Callable[..., list[str]]
 def test_validate_needs_validation_prompts(tiny_run: Path, command: Words, refused: Callable[..., str]) -> None:
     words = command("ppo", tiny_run)
     assert "validate: data.val: not given, expected a file of held-out records" in refused(["validate", *words[1:]])
+    words = command("reward", tiny_run)
+    assert "validate: --ckpt_path: not given, expected a checkpoint" in refused(["validate", *words[1:]])

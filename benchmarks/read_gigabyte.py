@@ -19,9 +19,9 @@ from common import head, save
 ROOT = Path(__file__).resolve().parent.parent
 CODE = """
 import sys, time
+from lightning_rlhf.machine import peak_resident
 from lightning_rlhf.records import read_comparisons
-# not getrusage: a child's ru_maxrss begins with its parent's
-peak = lambda: next(int(l.split()[1]) / 1024 for l in open("/proc/self/status") if l.startswith("VmHWM"))
+peak = lambda: peak_resident() / 2**20
 start, began = peak(), time.perf_counter()
 n = sum(1 for _ in read_comparisons(sys.argv[1]))
 print(n, time.perf_counter() - began, start, peak() - start)

@@ -179,15 +179,16 @@ def _about_length(report: Report) -> Iterator[Doubt]:
         equal = next((j["length_controlled"] for j in told if (j.get("length_controlled") or {}).get("low") is not None), None)
         few = found["not_longer"]
         if equal is not None:
-            longer = (equal["slope"] or 0) > 0 and equal["longer"] > 0.5  # else its win is not one of length
-            left, where = (equal if longer and equal["low"] <= 0.5 else None), "at equal length"
-            if left is not None and left["rate"] > 0.5:
+            if equal["low"] > 0.5 or not ((equal["slope"] or 0) > 0 and equal["longer"] > 0.5):
+                continue  # it wins at equal length, or it is not the one that writes more and is liked for it
+            if equal["rate"] > 0.5:
                 text = (
-                    f"Whether length explains the win of {a} over {b} cannot be told: it writes more in "
-                    f"{percent(equal['longer'])} of pairs, and at equal length it wins {percent(left['rate'])} ({_bounds(left)})."
+                    f"Whether length explains the win of {a} over {b} cannot be told: it writes more in {percent(equal['longer'])} "
+                    f"of pairs, and at equal length it wins {percent(equal['rate'])} ({_bounds(equal)})."
                 )
                 yield _warning("length may explain the win", a, text)
-                left = None
+                continue
+            left, where = equal, "at equal length"
         else:
             enough = few is not None and few["n"] >= max(10, whole["n"] / 10)
             left, where = (few if enough and few["rate"] <= 0.5 else None), f"where it writes no more words than {b}"

@@ -19,7 +19,7 @@ from eval.reward_model import judge_reward
 from eval.sample import HeldOut, by_policy, held_out, sample_policies
 from eval.score import score_samples
 from lightning_rlhf.files import DataError, bad, list_files, read_jsonl
-from lightning_rlhf.models import find_lm
+from lightning_rlhf.models import find_lm, precision_problems
 from lightning_rlhf.records import read_samples
 from lightning_rlhf.runinfo import RunInfo
 from lightning_rlhf.scoring import find_reward
@@ -79,8 +79,7 @@ def checked(step: str, o: Options) -> Plan:
     for option, least in (("limit", 1), ("batch_size", 1), ("n_samples", 0), ("n_browse", 0)):
         if (number := getattr(o, option)) is not None and number < least:
             problems.append(f"{option}: found {number}, expected at least {least}")
-    if o.precision not in ("32", "bf16", "auto"):
-        problems.append(f"precision: found {o.precision!r}, expected 32, bf16 or auto")
+    problems += precision_problems(o.precision)
     if Path(o.output).exists() and not Path(o.output).is_dir():
         problems.append(f"output: {o.output}: found a file, expected a folder or nothing")
     if not chosen:

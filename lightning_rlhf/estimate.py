@@ -202,11 +202,11 @@ class StageRun:
             (generation, "draw", self._draw), (generation, "sample_with", self._sample), (ppo, "sample_with", self._sample),
             (ppo_networks, "load_reward", self._load_reward),
             (scoring, "load_scalar", self._load_scalar), (ppo_networks, "load_scalar", self._load_scalar),
+            (models, "_check_head", lambda model, name: None),
+            # what first runs under the meter would never be compiled
+            (ppo_networks, "compiled", lambda network, on: nullcontext()),
+            (logprobs, "compile_once", lambda function, dynamic: function),
         ]  # fmt: skip
-        found.append((models, "_check_head", lambda model, name: None))
-        found.append((ppo_networks, "compiled", lambda network, on: nullcontext()))
-        # what first runs under the meter would never be compiled
-        found.append((logprobs, "compile_once", lambda function, dynamic: function))
         if self.on_gpu:
             rows_at_once = scoring.rows_at_once
             found.append((logprobs, "_rows_of_logits", lambda head: logprobs.rows_of_logits("cuda", head.weight.shape[0])))

@@ -16,14 +16,12 @@ from tqdm import tqdm
 from .chat import rendered
 from .files import DataError, alone, append_jsonl, file_sha256, made_elsewhere, unfinished, write_jsonl
 from .generation import sample_with, seed_for, truncate
-from .models import LM, device_of, find_lm, fingerprint, load_on_device, load_tokenizer, run_context
+from .models import LM, device_of, find_lm, fingerprint, load_on_device, load_tokenizer, precision_problems, run_context
 from .records import Prompt, read_prompts
 from .runinfo import RunInfo
 from .scoring import call_reward, code_of, load_callable
 from .tasks import Task, TaskTokens, UsageError, task_tokens
 from .tokens import decode, encode, pad_batch
-
-PRECISIONS = ("32", "bf16", "auto")
 
 
 def answer(
@@ -98,8 +96,7 @@ def label(
     problems = task.problems() + [
         f"{k}: found {v}, expected at least {low}" for k, (v, low) in least.items() if v < low
     ]
-    if precision not in PRECISIONS:
-        problems.append(f"precision: found {precision!r}, expected 32, bf16 or auto")
+    problems += precision_problems(precision)
     files = {s: Path(prompts) / f"{s}.jsonl" for s in ("train", "val")}
     problems += [f"prompts: {file}: no such file" for file in files.values() if not file.is_file()]
     if problems:

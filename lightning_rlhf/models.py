@@ -242,6 +242,12 @@ def device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
+def precision_problems(precision: str) -> list[str]:
+    """What is wrong with `run_context`'s option, in words."""
+    allowed = precision in ("32", "bf16", "auto")
+    return [] if allowed else [f"precision: found {precision!r}, expected 32, bf16 or auto"]
+
+
 @contextmanager
 def run_context(precision: str = "32", model: nn.Module | None = None) -> Iterator[None]:
     """No gradients; and autocast to bf16 where asked for, or where `auto` finds hardware that is fast at it.
@@ -249,8 +255,8 @@ def run_context(precision: str = "32", model: nn.Module | None = None) -> Iterat
     Raises:
         UsageError: `precision` is not one of 32, bf16, auto.
     """
-    if precision not in ("32", "bf16", "auto"):
-        raise UsageError(f"precision: found {precision!r}, expected 32, bf16 or auto")
+    if problems := precision_problems(precision):
+        raise UsageError(problems[0])
     device = device_of(model).type if model is not None else "cpu"
     half = precision == "bf16" or (precision == "auto" and (device == "cuda" or cpu_has_bf16()))
     with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=half):

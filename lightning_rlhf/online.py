@@ -27,8 +27,8 @@ from tqdm import tqdm
 from .files import DataError, append_jsonl, point, read_jsonl, write_jsonl
 from .fit import run_fit
 from .generation import seed_for
-from .labelers import PRECISIONS, answer, compare
-from .models import LM, find_lm, load_on_device, run_context
+from .labelers import answer, compare
+from .models import LM, find_lm, load_on_device, precision_problems, run_context
 from .records import Prompt, read_prompts
 from .runinfo import RunInfo
 from .scoring import load_callable
@@ -258,8 +258,7 @@ def online(
         "batch_size": (batch_size, 1), "total_episodes": (total_episodes, ppo_batch_size * rounds),
     }  # fmt: skip
     problems += [f"{k}: found {v}, expected at least {low}" for k, (v, low) in least.items() if v < low]
-    if precision not in PRECISIONS:
-        problems.append(f"precision: found {precision!r}, expected one of {', '.join(PRECISIONS)}")
+    problems += precision_problems(precision)
     problems += [f"{k}: {f}: no such file" for k, v in {"reward": reward, "ppo": ppo}.items() for f in v if not Path(f).is_file()]
     if not Path(prompts).is_file():
         problems.append(f"prompts: {prompts}: no such file")

@@ -172,7 +172,7 @@ def _cnndm(record: dict[str, Any], at: str) -> Source:
 
 
 def _prompt(record: dict[str, Any], at: str) -> Source:
-    name = next((name for name in ("reference", "completion") if isinstance(record.get(name), str)), "reference")
+    name = "completion" if record.get("reference") is None and isinstance(record.get("completion"), str) else "reference"
     reference = _get(record, at, name) if record.get(name) is not None else None
     return Source(_get(record, at, "prompt"), _where(record, at), reference)
 

@@ -834,8 +834,8 @@ def test_memory_and_time_do_not_grow_with_the_file(tmp_path):
     (tmp_path / "array.json").write_text("[" + ",\n".join([pair] * 16_000) + "]", encoding="utf-8")
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); from lightning_rlhf.records import read_comparisons\n"
-        # in KB; not getrusage, whose ru_maxrss begins with the parent's
-        "peak = lambda: next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith('VmHWM'))\n"
+        "from lightning_rlhf.machine import peak_resident\n"
+        "peak = lambda: peak_resident() // 1024  # in KB\n"
         "start = peak(); n = sum(1 for _ in read_comparisons(sys.argv[2])); grown = peak() - start\n"
         "print(n, grown, sum(m in sys.modules for m in ('torch', 'transformers', 'lightning', 'datasets')))"
     )

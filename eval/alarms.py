@@ -183,8 +183,9 @@ def _about_length(report: Report) -> Iterator[Doubt]:
                 continue  # it wins at equal length, or it is not the one that writes more and is liked for it
             if equal["rate"] > 0.5:
                 text = (
-                    f"Whether length explains the win of {a} over {b} cannot be told: it writes more in {percent(equal['longer'])} "
-                    f"of pairs, and at equal length it wins {percent(equal['rate'])} ({_bounds(equal)})."
+                    f"Whether length explains the win of {a} over {b} cannot be told: it writes more in "
+                    f"{percent(equal['longer'])} of pairs, and at equal length it wins {percent(equal['rate'])} "
+                    f"({_bounds(equal)})."
                 )
                 yield _warning("length may explain the win", a, text)
                 continue

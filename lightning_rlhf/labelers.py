@@ -14,7 +14,8 @@ from typing import Any
 from tqdm import tqdm
 
 from .chat import rendered
-from .files import DataError, alone, append_jsonl, file_sha256, made_elsewhere, unfinished, write_jsonl
+from .files import DataError, append_jsonl, file_sha256, unfinished, write_jsonl
+from .folders import alone, made_elsewhere
 from .generation import sample_with, seed_for, truncate
 from .models import LM, device_of, find_lm, fingerprint, load_on_device, load_tokenizer, precision_problems, run_context
 from .records import Prompt, read_prompts

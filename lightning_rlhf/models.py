@@ -23,10 +23,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.activations import NewGELUActivation
 
 from .files import file_sha256
+from .folders import atomic_directory
 from .logprobs import logits_of
 from .logprobs import token_logprobs as token_logprobs  # part of what this file offers
 from .lora import adapter_base, merge_start, plain_copy, save_adapter, without_adapter
-from .runinfo import atomic_directory
 from .tasks import UsageError
 from .tokens import PAD
 from .tokens import position_ids as position_ids  # part of what this file offers

@@ -24,8 +24,9 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_warn
 from tqdm import tqdm
 
-from .files import DataError, append_jsonl, point, read_jsonl, write_jsonl
+from .files import DataError, append_jsonl, read_jsonl, write_jsonl
 from .fit import run_fit
+from .folders import point
 from .generation import seed_for
 from .labelers import answer, compare
 from .models import LM, find_lm, load_on_device, precision_problems, run_context

@@ -19,7 +19,8 @@ import torch
 from tqdm import tqdm
 
 from .cleaning import ENCODING
-from .files import made_elsewhere, write_jsonl
+from .files import write_jsonl
+from .folders import made_elsewhere
 from .generation import sample, seed_for
 from .models import LM, find_lm, load_lm, load_tokenizer, run_context
 from .runinfo import RunInfo

@@ -1,5 +1,4 @@
-"""run.json: what made an artefact — command, config, seed, commit, versions, data hashes, seconds, peak memory — and
-directories that are written whole or not at all."""
+"""run.json: what made an artefact: command, config, seed, commit, versions, data hashes, seconds, peak memory."""
 
 from __future__ import annotations
 
@@ -10,43 +9,15 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from .files import exchange, file_sha256, members, remove, sync
+from .files import file_sha256, members
 from .machine import peak_resident
 
 PACKAGES = ("lightning-rlhf", "torch", "pytorch-lightning", "transformers", "torchmetrics", "numpy")
-
-
-@contextmanager
-def atomic_directory(path: str | Path) -> Iterator[Path]:
-    """Yield an empty directory beside `path`; on success it takes the name `path`, in one step where the system can.
-
-    What is there is replaced, and is still there after a failure.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    remove(partial)
-    partial.mkdir()
-    try:
-        yield partial
-        sync(partial)
-        old = path.with_name(f".{path.name}.old-{os.getpid()}")
-        if path.exists() and not exchange(partial, path):
-            path.rename(old)
-        if not path.exists():
-            partial.rename(path)
-        with suppress(OSError):
-            remove(old)
-    finally:
-        with suppress(OSError):
-            remove(partial)
 
 
 def commit() -> str | None:

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from .folders import atomic_directory
 from .lora import plain_copy, save_adapter
 from .models import fuse_activations, pad_apart, readable_weights, without_pad
-from .runinfo import atomic_directory
 from .tasks import UsageError
 from .tokens import position_ids
 from .trunks import pack_groups

@@ -17,7 +17,8 @@ import pytorch_lightning as L
 import torch
 from pytorch_lightning.utilities import rank_zero_warn
 
-from .files import content, put_in_place, remove
+from .files import content
+from .folders import put_in_place, remove
 from .lora import LoRA
 from .models import fingerprint
 from .runinfo import RunInfo

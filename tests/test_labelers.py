@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from lightning_rlhf import labelers
-from lightning_rlhf.files import DataError, alone
+from lightning_rlhf.files import DataError
+from lightning_rlhf.folders import alone
 from lightning_rlhf.known import RougeReward, SentimentReward
 from lightning_rlhf.labelers import answer, compare, label
 from lightning_rlhf.models import load_lm, run_context

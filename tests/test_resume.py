@@ -19,7 +19,7 @@ import yaml
 from safetensors.torch import load_file
 
 from lightning_rlhf.cli import main
-from lightning_rlhf.files import put_in_place
+from lightning_rlhf.folders import put_in_place
 from lightning_rlhf.stage import StageCheckpoint
 from lightning_rlhf.tasks import UsageError
 

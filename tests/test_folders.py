@@ -1,18 +1,14 @@
-"""Directories that are whole at every moment, and what a run's record says of memory."""
+"""Directories that are whole at every moment."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
 import pytest
 
-from lightning_rlhf import runinfo
-from lightning_rlhf.files import exchange
-from lightning_rlhf.machine import peak_resident
-from lightning_rlhf.runinfo import atomic_directory
+from lightning_rlhf import folders
+from lightning_rlhf.folders import atomic_directory, exchange
 
 
 def write(path: Path, text: str) -> None:
@@ -47,7 +43,7 @@ def test_a_directory_is_there_at_every_moment_of_a_replacement(tmp_path: Path) -
 @pytest.mark.parametrize("swaps", [True, False])
 def test_a_failure_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, swaps: bool) -> None:
     if not swaps:
-        monkeypatch.setattr(runinfo, "exchange", lambda one, other: False)
+        monkeypatch.setattr(folders, "exchange", lambda one, other: False)
     path = tmp_path / "export"
     write(path, "old")
     with pytest.raises(TypeError):
@@ -56,12 +52,3 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.Mon
     write(path, "new")
     assert (path / "text").read_text() == "new"
     assert [f.name for f in tmp_path.iterdir()] == ["export"]
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="the kernel counts for the program alone on Linux")
-def test_the_peak_is_of_the_process_and_not_of_its_parent() -> None:
-    held = bytearray(b"x") * (512 * 2**20)
-    code = "from lightning_rlhf.machine import peak_resident; print(peak_resident())"
-    found = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
-    assert peak_resident() > len(held)
-    assert 2**20 < found < 256 * 2**20

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import sys
 
-from jsonargparse import ArgumentParser, set_parsing_settings
+from jsonargparse import set_parsing_settings
 
 from eval.options import Options
 from eval.steps import run_step
-from lightning_rlhf.cli import check_yaml, one_message, quiet
+from lightning_rlhf.cli import one_message, quiet
+from lightning_rlhf.parsing import Parser, check_yaml
 from lightning_rlhf.tasks import LM_HELP, RUN_DIR_HELP, UsageError
 
 STEPS = {
@@ -45,7 +46,7 @@ def main(args: list[str] | None = None) -> None:
 def parse(args: list[str]) -> Options:
     """The options of a step."""
     about = f"{STEPS[args[0]]} The steps share their options, so that one config serves them all."
-    parser = ArgumentParser(prog=f"python -m eval {args[0]}", parser_mode="omegaconf+", description=about, allow_abbrev=False)
+    parser = Parser(prog=f"python -m eval {args[0]}", parser_mode="omegaconf+", description=about, allow_abbrev=False)
     parser.add_argument("-c", "--config", action="config", help="A YAML file of options; may be given several times.")
     parser.add_argument("--run_dir", type=str, default="out/run", help=RUN_DIR_HELP)
     parser.add_argument("--lm", type=str, default="gpt2", help=LM_HELP)

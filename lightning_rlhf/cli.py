@@ -14,15 +14,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import version
-from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
-import yaml
-from jsonargparse import ArgumentParser, set_parsing_settings
+from jsonargparse import set_parsing_settings
 from transformers.utils import logging as transformers_logging
 
 from .files import DataError
+from .parsing import Parser, check_yaml
 from .tasks import RUN_DIR_HELP, UsageError
 
 #: A command is a function of its file; imported when it is asked for, because Lightning takes seconds to import.
@@ -42,7 +40,7 @@ def imported(where: str) -> Callable[..., Any]:
 def parse_function(name: str, args: list[str]) -> dict[str, Any]:
     """The options of a function's command: {name: value}."""
     function = imported(FUNCTIONS[name])
-    parser = ArgumentParser(
+    parser = Parser(
         prog=f"lightning-rlhf {name}", parser_mode="omegaconf+", description=function.__doc__, allow_abbrev=False
     )
     parser.add_argument("-c", "--config", action="config", help="A YAML file of options; may be given several times.")
@@ -50,24 +48,6 @@ def parse_function(name: str, args: list[str]) -> dict[str, Any]:
     parser.add_function_arguments(function, skip={"run_dir"})
     config = parser.instantiate(parser.parse_args(args))
     return {k: getattr(config, k) for k in vars(config) if k not in ("config", "run_dir")}
-
-
-def check_yaml(args: list[str]) -> None:
-    """Every config file named in the arguments is there and is YAML; raises UsageError with file and line."""
-    files = [a.split("=", 1)[1] for a in args if a.startswith("--config=")]
-    files += [after for word, after in pairwise(args) if word in ("-c", "--config")]
-    for file in files:
-        try:
-            found = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UsageError(f"{file}: {error.strerror}, expected a YAML file of options") from None
-        except UnicodeDecodeError:
-            raise UsageError(f"{file}: found a byte that is not UTF-8, expected a YAML file of options") from None
-        except yaml.MarkedYAMLError as error:
-            line = error.problem_mark.line + 1 if error.problem_mark else 1
-            raise UsageError(f"{file}:{line}: {error.problem}, expected YAML") from None
-        if not isinstance(found, dict):
-            raise UsageError(f"{file}: found {type(found).__name__}, expected a YAML file of options")
 
 
 def quiet() -> None:

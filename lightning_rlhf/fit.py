@@ -17,10 +17,15 @@ from pytorch_lightning.utilities.model_helpers import is_overridden
 from .data import StageData
 from .estimate import ALLOW, estimate, memory_problem
 from .files import DataError
+from .parsing import OneMessage
 from .reward import RewardModule
 from .scoring import guard_problems
 from .stage import StageModule
 from .tasks import LM_HELP, RUN_DIR_HELP, Task, UsageError
+
+
+class StageParser(OneMessage, LightningArgumentParser):
+    """Of a LightningCLI."""
 
 
 class SaveConfig(SaveConfigCallback):
@@ -131,7 +136,7 @@ class EstimateCLI(RLHFCLI):
 
 CLI_OPTIONS: dict[str, Any] = dict(
     subclass_mode_model=True, subclass_mode_data=True, auto_configure_optimizers=False, seed_everything_default=1,
-    save_config_callback=SaveConfig,
+    save_config_callback=SaveConfig, parser_class=StageParser,
     parser_kwargs={"parser_mode": "omegaconf+", "allow_abbrev": False},  # no option by the beginning of its name
 )  # fmt: skip
 

@@ -221,7 +221,7 @@ def test_16_mixed_is_refused_for_ppo_with_the_reason(tiny_run: Path) -> None:
         ("labels", ["--lm", "./none"], ["model './none': no such directory or file"]),
         ("labels", ["--task.truncate_after", "30"], ["task.truncate_after: found 30"]),
         ("labels", ["--sampels", "4"], ["sampels"]),
-        ("labels", ["--num_sample", "4"], ["unrecognized arguments: --num_sample"]),  # no option by the beginning of its name
+        ("labels", ["--num_sample", "4"], ["--num_sample 4: found an unknown option"]),  # no option by the beginning of its name
         ("prompts", ["--train", "0", "--val", "0"], ["train: found 0, expected at least 1", "val: found 0"]),
         ("prompts", ["--source", "none"], ["source: 'none': found no such file or folder, expected novels, self or a path"]),
         ("prompts", ["--lm", "./none"], ["model './none'"]),

@@ -14,8 +14,8 @@ Doubt = dict[str, str | None]  # kind, policy (or None), text
 
 METHODS = {
     "Win rate": (
-        "Share of pairs on the same prompt in which the judge scores the first policy higher, a tie "
-        "counting half; Wilson's score interval with the prompt as cluster (Korn & Graubard 1998)."
+        "Share of pairs on the same prompt in which the judge prefers the first policy (a higher score, or the mean of its "
+        "verdicts), a tie counting half; Wilson's score interval with the prompt as cluster (Korn & Graubard 1998)."
     ),
     "p": (
         "Two-sided exact sign test over prompts (tied prompts dropped), then Holm's (1979) correction "
@@ -88,6 +88,8 @@ def headline(report: Report) -> str:
     kl = score_mean(main, "kl")
     distance = f", at a KL of {kl:.1f} nats from the reference" if kl is not None else ""
     found = [c for c in report["comparisons"] if (c["a"], c["b"]) == (report["main"], report["baseline"])]
+    if not found and report["verdicts"]:
+        return f"No verdict on {report['n_prompts']} prompts compares {report['main']} with {report['baseline']}."
     if not found:
         score = signed(mean_of(summary_of(main, report["judge"])))
         return (
@@ -121,6 +123,9 @@ def warnings(report: Report) -> list[Doubt]:
 
 def _about_comparison(report: Report) -> Iterator[Doubt]:
     n = report["n_prompts"]
+    for c in report["comparisons"]:
+        if (c["a"], c["b"]) == (report["main"], report["baseline"]):
+            n = c["prompts"]
     if n < 100:
         yield _warning(
             "few prompts", None, f"Only {n} prompts were compared (fewer than 100): the intervals are wide."
@@ -130,6 +135,10 @@ def _about_comparison(report: Report) -> Iterator[Doubt]:
             what = "each prompt as often" if c["same_prompts"] else "the same prompts"
             text = f"{c['a']} and {c['b']} did not answer {what}: {c['unpaired']} responses have no partner, and are left out."
             yield _warning("prompts differ", c["a"], text)
+        if c["unjudged"] and c["a"] == report["main"]:
+            share = f"{c['unjudged']:,} of {c['unjudged'] + c['prompts']:,} prompts"
+            text = f"{c['a']} and {c['b']} have no verdict on {share}: those are left out."
+            yield _warning("not judged", c["a"], text)
         if (c["a"], c["b"]) == (SECOND_DRAW, BASELINE) and not c["low"] <= 0.5 <= c["high"]:
             text = (
                 f"Two draws of the same zero-shot policy do not tie: {100 * c['rate']:.1f} % ({_bounds(c)}). "
@@ -263,7 +272,7 @@ def _about_scores(policy: Mapping[str, Any], report: Report) -> Iterator[Doubt]:
             else:
                 text = f"{start}{name_of(key)} falls by {-100 * other['mean']:.1f}: the two disagree on what is better."
             yield _warning(kind, name, text)
-    if policy["missing"] > 0.5:
+    if (policy["missing"] or 0) > 0.5:
         share = percent(policy["missing"])
         text = f"Most responses of {name} were penalised: {share} have no truncation token."
         yield _warning("penalised", name, text)

@@ -12,9 +12,11 @@ import random
 import re
 from collections.abc import Mapping, Sequence
 from html import escape
+from itertools import combinations
 from typing import Any
 
 from eval.evidence import figures
+from eval.outcomes import Outcomes, key_of
 from eval.text import name_of, short, signed
 
 Row = Mapping[str, Any]
@@ -76,12 +78,12 @@ SCRIPT = """\
 SCRIPT_HASH = "sha256-" + base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
 
 
-def choose(table: Mapping[str, Sequence[Row]], judge: str, n: int, seed: int) -> list[dict[str, Any]]:
+def choose(table: Mapping[str, Sequence[Row]], outcomes: Outcomes, judge: str, n: int, seed: int) -> list[dict[str, Any]]:
     """Up to n prompts by a seeded draw, each with the first response of every policy, cut, with the spans copied.
 
     Args:
         table: Policy → its rows, from the baseline to the main one.
-        judge: The score that decides who won.
+        outcomes, judge: What decides who won, and its name.
         n: Prompts; those that every policy answered come before all others.
         seed: Of the draw; the first k of a longer draw are those of a shorter one.
     """
@@ -91,10 +93,10 @@ def choose(table: Mapping[str, Sequence[Row]], judge: str, n: int, seed: int) ->
             first.setdefault(row["id"], {}).setdefault(name, row)
     shared = [key for key, found in first.items() if len(found) == len(table)] or list(first)
     random.Random(seed).shuffle(shared)
-    return [_sample(key, first[key], judge, list(table)) for key in shared[:n]]
+    return [_sample(key, first[key], outcomes, judge, list(table)) for key in shared[:n]]
 
 
-def _sample(key: Any, rows: Mapping[str, Row], judge: str, names: Sequence[str]) -> dict[str, Any]:
+def _sample(key: Any, rows: Mapping[str, Row], outcomes: Outcomes, judge: str, names: Sequence[str]) -> dict[str, Any]:
     """One prompt as the report keeps it."""
     some = next(iter(rows.values()))
     reference = some.get("reference")
@@ -111,14 +113,20 @@ def _sample(key: Any, rows: Mapping[str, Row], judge: str, names: Sequence[str])
         copied = [here for here, _ in spans]
         said = {"policy": name, "text": text, "cut": text_cut, "copied": copied, "found": bool(row.get("found", True))}
         responses.append({**said, "scores": found})
+    won = {
+        (a, b): value
+        for b, a in combinations(rows, 2)
+        if (value := outcomes.between(a, key_of(rows[a]), b, key_of(rows[b]))) is not None
+    }
     return {
         "id": key,
         "prompt": source,
         "cut": source_cut,
         "copied": taken,
         "references": [cut(r.strip(), LONGEST_RESPONSE)[0] for r in references[:3]],
-        "apart": apart([r["scores"] for r in responses], judge),
-        "won": _won(responses, judge, names),
+        "apart": apart({r["policy"]: r["scores"] for r in responses}, won, judge),
+        "won": _won(won.get((names[-1], names[0]))),
+        "pick": _pick(won),
         "responses": responses,
     }
 
@@ -128,26 +136,36 @@ def cut(text: str, longest: int) -> tuple[str, int]:
     return (text, 0) if len(text) <= longest else (text[:longest], len(text) - longest)
 
 
-def apart(scores: Sequence[Mapping[str, float]], judge: str) -> float:
-    """How far measures disagree on one prompt: the share of pairs of responses that the judge and another measure (the known
-    or learned reward, ROUGE-L) order differently, the mean over those measures; 0 where there is none."""
+def apart(scores: Mapping[str, Mapping[str, float]], won: Mapping[tuple[str, str], float], judge: str) -> float:
+    """How far measures disagree on one prompt: the share of judged pairs of responses that the judge and another measure (the
+    known or learned reward, ROUGE-L) order differently, the mean over those measures; 0 where there is none.
+
+    Args:
+        scores: Policy → its response's figures.
+        won: Two policies → the first one's outcome.
+        judge: Its name: a measure is not compared with itself.
+    """
     shares = []
     for measure in ("known", "learned", "rougeL"):
-        if measure == judge or not all(measure in s and judge in s for s in scores):
+        if measure == judge or not won or not all(measure in s for s in scores.values()):
             continue
-        pairs = [(a, b) for i, a in enumerate(scores) for b in scores[:i]]
-        told = [(a[measure] - b[measure]) * (a[judge] - b[judge]) < 0 for a, b in pairs]
-        shares.append(sum(told) / len(told) if told else 0.0)
+        told = [(scores[a][measure] - scores[b][measure]) * (value - 0.5) < 0 for (a, b), value in won.items()]
+        shares.append(sum(told) / len(told))
     return sum(shares) / len(shares) if shares else 0.0
 
 
-def _won(responses: Sequence[Mapping[str, Any]], judge: str, names: Sequence[str]) -> str:
+def _won(outcome: float | None) -> str:
     """Whether the main policy's response was judged better than the baseline's: won, lost, tied, or alone."""
-    score = {r["policy"]: r["scores"].get(judge) for r in responses}
-    main, baseline = score.get(names[-1]), score.get(names[0])
-    if main is None or baseline is None or len(names) < 2:
+    if outcome is None:
         return "alone"
-    return "won" if main > baseline else "lost" if main < baseline else "tied"
+    return "won" if outcome > 0.5 else "lost" if outcome < 0.5 else "tied"
+
+
+def _pick(won: Mapping[tuple[str, str], float]) -> str | None:
+    """The policy whose response beat every other that it was compared with; None where there is no such."""
+    lost = {policy for pair, value in won.items() for policy, own in zip(pair, (value, 1 - value), strict=True) if own <= 0.5}
+    best = {policy for pair in won for policy in pair} - lost
+    return best.pop() if len(best) == 1 else None
 
 
 def copied_spans(source: str, text: str, at_least: int = COPIED_WORDS) -> list[tuple[Span, Span]]:
@@ -231,10 +249,7 @@ def _select(key: str, label: str, options: Sequence[tuple[str, str]]) -> str:
 
 def _article(sample: Mapping[str, Any], report: Mapping[str, Any], hidden: bool) -> str:
     """One prompt: its source, and a card for each policy's response and reference."""
-    judged = {r["policy"]: r["scores"].get(report["judge"]) for r in sample["responses"]}
-    told = [v for v in judged.values() if v is not None]
-    best = [name for name, v in judged.items() if told and v == max(told)]
-    cards = [_card(r, report, pick=len(told) > 1 and best == [r["policy"]]) for r in sample["responses"]]
+    cards = [_card(r, report, pick=sample["pick"] == r["policy"]) for r in sample["responses"]]
     cards += [
         f'<div class="card reference"><h4>reference</h4><p class="text" dir="auto">{escape(text)}</p></div>'
         for text in sample["references"]

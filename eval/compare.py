@@ -16,13 +16,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from eval.agreement import cohen_kappa, krippendorff_alpha
 from eval.judges import FileJudge, Judge, Row, Sample, Verdict
+from eval.outcomes import Won, key_of
 from eval.winrate import bradley_terry, holm, length_controlled, sample_size, win_rate
 from lightning_rlhf.files import DataError, bad
 from lightning_rlhf.tasks import UsageError
@@ -32,14 +33,22 @@ SCORE = {"a": 1.0, "tie": 0.5, "b": 0.0}
 Pair = tuple[Sample, Sample]
 
 
+@dataclass(frozen=True)
+class Compared:
+    """What `compare` found beside its file."""
+
+    text: str  # for a terminal
+    won: Mapping[str, Mapping[tuple[str, str], Won]]  # judge → two policies → who won each pair
+
+
 def compare(
     rows: Sequence[Row],
     policies: Sequence[str],
     judges: Mapping[str, Judge],
     folder: Path,
     baselines: Sequence[str] | None = None,
-) -> str:
-    """Write `compare.json` and return it as a table in words.
+) -> Compared:
+    """Write `compare.json`; returns it as a table in words, and who won each pair.
 
     Args:
         rows: lines of scores.jsonl: `{id, index, policy, prompt, response, scores}`.
@@ -58,9 +67,13 @@ def compare(
         judge.check([r for p in policies for r in samples[p].values()])
     result: dict[str, Any] = {"judgements": [], "judges": []}
     every: list[Verdict] = []
+    won: dict[str, dict[tuple[str, str], Won]] = {}
     for name, judge in judges.items():
-        verdicts = {(a, b): judge(*paired(samples[a], samples[b])) for a, b in pairs}
+        rows_of = {(a, b): paired(samples[a], samples[b]) for a, b in pairs}
+        judge.prepare(pair for x, y in rows_of.values() for pair in zip(x, y, strict=True))
+        verdicts = {names: judge(*of_both) for names, of_both in rows_of.items()}
         table, summary = judge_table(name, verdicts, samples)
+        won[name] = {pair: by_key(outcomes(given, pair[0])[0]) for pair, given in verdicts.items()}
         if isinstance(judge, FileJudge):
             # on prompts or policies that the table does not compare
             summary["unused"] = judge.left_out + len(judge.verdicts) - summary["verdicts"]
@@ -74,7 +87,7 @@ def compare(
     part = folder / ".compare.json.part"
     part.write_text(json.dumps(_jsonable(result), indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
     part.replace(folder / "compare.json")
-    return text_table(result)
+    return Compared(text_table(result), won)
 
 
 def by_policy(rows: Sequence[Row], policies: Sequence[str]) -> dict[str, dict[tuple[str, int], Row]]:
@@ -84,7 +97,7 @@ def by_policy(rows: Sequence[Row], policies: Sequence[str]) -> dict[str, dict[tu
     for row in rows:
         if row["policy"] not in table:
             continue
-        key, at = (str(row["id"]), row.get("index", 0)), f"sample {row['id']!r} of policy {row['policy']!r}"
+        key, at = key_of(row), f"sample {row['id']!r} of policy {row['policy']!r}"
         if key in table[row["policy"]]:
             raise bad(at, "index", f"{key[1]} twice", "each (id, policy, index) once")
         if prompts.setdefault(key[0], row["prompt"]) != row["prompt"]:
@@ -139,6 +152,11 @@ def outcomes(verdicts: Sequence[Verdict], policy: str) -> tuple[dict[Pair, float
     left_out = missing["unparsable"] | missing["failed"]
     counts = {"unparsable": len(missing["unparsable"]), "failed": len(missing["failed"] - missing["unparsable"])}
     return {p: sum(x) / len(x) for p, x in found.items() if p not in left_out}, counts
+
+
+def by_key(found: Mapping[Pair, float]) -> Won:
+    """`outcomes` without the names of the policies."""
+    return {((x[0], x[2]), (y[0], y[2])): value for (x, y), value in found.items()}
 
 
 def judge_table(

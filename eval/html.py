@@ -214,6 +214,9 @@ def _matrix(report: Report) -> str:
             if a == b:
                 cells.append('<td class="self">·</td>')
                 continue
+            if (a, b) not in rates:  # nobody compared them
+                cells.append(f"<td>{NOTHING}</td>")
+                continue
             rate, p = rates[a, b]
             side = "won" if rate > 0.5 else "lost"
             tint = round(70 * abs(rate - 0.5) * 2)

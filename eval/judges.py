@@ -5,7 +5,7 @@ A judge takes the rows (lines of `scores.jsonl`) of two policies, paired by prom
 
     known, learned, …       the higher score wins (`ScoreJudge`): one verdict a pair
     verdicts:FILE           what people said (`FileJudge`): as many verdicts as the file has, by any number of judges
-    lm:NAME                 a local causal LM (`LocalModel`): the likelier of the answers "A" and "B"
+    lm:NAME                 a local causal LM (`eval.local.LocalModel`): the likelier of the answers "A" and "B"
     server:MODEL@URL        an OpenAI-compatible server (`Server`), URL as in http://localhost:8000/v1; the key, where one is
                             needed, from the environment's OPENAI_API_KEY
 
@@ -13,7 +13,7 @@ A language model is asked about each pair in both orders. Its answer counts only
 are `unparsable`, and a question without an answer is `failed`: both are counted, neither is guessed. An answer is on disk as
 soon as it is there; a further run asks only what has none yet (known by a hash of the question and the model).
 
-No torch here but in `LocalModel`, which loads it when it is made.
+No torch here; `local.py` has it, imported when a local model judges.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -85,6 +85,10 @@ class Judge(Protocol):
         """Raise DataError where the judge could not judge these rows (all policies'), before anything is asked."""
         ...
 
+    def prepare(self, pairs: Iterable[tuple[Row, Row]]) -> None:
+        """Hear of every pair that will be judged, so that what is alike may be asked together."""
+        ...
+
     def __call__(self, a: Sequence[Row], b: Sequence[Row]) -> list[Verdict]:
         """Verdicts about two policies' rows, a[i] and b[i] answering the same prompt."""
         ...
@@ -99,7 +103,14 @@ def verdict(first: Row, second: Row, winner: str, judge: str, seconds: float | N
 # ------------------------------------------------------------------------------------------------- scores and files
 
 
-class ScoreJudge:
+class _Unprepared:
+    """What a judge that needs no preparation shares."""
+
+    def prepare(self, pairs: Iterable[tuple[Row, Row]]) -> None:
+        """Nothing."""
+
+
+class ScoreJudge(_Unprepared):
     """The higher score, or measure, wins; the same ties."""
 
     def __init__(self, name: str) -> None:
@@ -165,7 +176,7 @@ def read_verdicts(path: str | Path) -> list[Verdict]:
     return found
 
 
-class FileJudge:
+class FileJudge(_Unprepared):
     """Verdicts of people (or of anything else) from a file."""
 
     def __init__(self, path: str) -> None:
@@ -224,6 +235,7 @@ class AskedJudge:
     def __init__(self, name: str, model: Answers, path: Path) -> None:
         self.name, self.model, self.path = name, model, path
         self.known = self._read()
+        self.failed: set[str] = set()  # questions that got no answer when all were asked
 
     def check(self, rows: Sequence[Row]) -> None:
         """Prompts and responses are texts."""
@@ -231,26 +243,38 @@ class AskedJudge:
             for name in ("prompt", "response"):
                 check(isinstance(row[name], str), row[name], f"sample {row['id']!r} of policy {row['policy']!r}", name, "a text")
 
+    def prepare(self, pairs: Iterable[tuple[Row, Row]]) -> None:
+        """Ask about all pairs, those of one prompt together: a local model reads what is the same at their start once."""
+        self.failed = set()
+        self.failed = self._ask(sorted(pairs, key=lambda pair: str(pair[0]["id"])))
+
     def __call__(self, a: Sequence[Row], b: Sequence[Row]) -> list[Verdict]:
         """Two verdicts a pair, one in each order."""
-        pairs = [pair for x, y in zip(a, b, strict=True) for pair in ((x, y), (y, x))]
-        asked = [QUESTION.format(prompt=x["prompt"], a=x["response"], b=y["response"]) for x, y in pairs]
-        keys = [hashlib.sha256(f"{self.model.identity}\n{q}".encode()).hexdigest()[:32] for q in asked]
-        open_ = {k: (q, p) for k, q, p in zip(keys, asked, pairs, strict=True) if k not in self.known}
-        failed = self._ask(open_) if open_ else set()
+        pairs = list(zip(a, b, strict=True))
+        failed = self.failed | self._ask(pairs)
         found = []
-        for key, (x, y) in zip(keys, pairs, strict=True):
+        for key, _, x, y in self._questions(pairs):
             winner, seconds = ("failed", None) if key in failed else self.known[key]
             found.append(verdict(x, y, winner, self.name, seconds))
         return found
 
-    def _ask(self, questions: dict[str, tuple[str, tuple[Row, Row]]]) -> set[str]:
-        """Ask and keep; returns the questions that got no answer."""
-        failed = set()
+    def _questions(self, pairs: Iterable[tuple[Row, Row]]) -> Iterator[tuple[str, str, Row, Row]]:
+        """(key, question, the row shown first, the other), in both orders of each pair; the same texts have the same key."""
+        for x, y in (ordered for pair in pairs for ordered in (pair, pair[::-1])):
+            question = QUESTION.format(prompt=x["prompt"], a=x["response"], b=y["response"])
+            yield hashlib.sha256(f"{self.model.identity}\n{question}".encode()).hexdigest()[:32], question, x, y
+
+    def _ask(self, pairs: Iterable[tuple[Row, Row]]) -> set[str]:
+        """Ask what has no answer yet, and keep each answer as it comes; returns the questions that got none."""
+        done = self.known.keys() | self.failed
+        questions = {key: (question, x, y) for key, question, x, y in self._questions(pairs) if key not in done}
+        failed: set[str] = set()
+        if not questions:
+            return failed
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        answers = self.model([q for q, _ in questions.values()])
+        answers = self.model([q for q, _, _ in questions.values()])
         with self.path.open("ab") as file, tqdm(total=len(questions), desc=f"judge {self.name}", unit="question") as bar:
-            for (key, (question, (x, y))), text in zip(questions.items(), answers, strict=True):
+            for (key, (question, x, y)), text in zip(questions.items(), answers, strict=True):
                 winner, seconds = parse_answer(text), self.model.seconds.pop(question, None)
                 bar.update(1)
                 if text is None:
@@ -278,67 +302,6 @@ class AskedJudge:
             check(record.get("winner") in WINNERS[:4], record.get("winner"), at, "winner", "one of a, b, tie, unparsable")
             found[record["question"]] = (record["winner"], record.get("seconds"))
         return found
-
-
-class LocalModel:
-    """A causal LM's answer: of "A" and "B" the one that it gives the larger probability ("TIE" where they are equal).
-
-    The question goes through the tokenizer's chat template where there is one. A question that is longer than the model's context
-    has no answer.
-    """
-
-    def __init__(self, name: str, batch_size: int = 8, precision: str = "32") -> None:
-        from lightning_rlhf.models import fingerprint, load_on_device
-        from lightning_rlhf.tokens import bos_ids, encode_continuation
-
-        self.batch_size, self.precision, self.lm = batch_size, precision, load_on_device(name)
-        self.identity = f"lm {fingerprint(name)} {precision}"
-        self.seconds: dict[str, float] = {}
-        tokenizer = self.lm.tokenizer
-        self.chat = bool(getattr(tokenizer, "chat_template", None))
-        self.head = [] if self.chat else bos_ids(tokenizer)
-        a, b = (encode_continuation(tokenizer, text if self.chat else f" {text}") for text in "AB")
-        shared = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), None)
-        if shared is None:
-            raise UsageError(f"judge lm:{name}: its tokenizer gives A {a} and B {b}, expected ids that differ")
-        self.shared, self.first = a[:shared], (a[shared], b[shared])
-
-    def __call__(self, questions: Sequence[str]) -> Iterator[str | None]:
-        """As `Answers`."""
-        from lightning_rlhf.logprobs import logits_of
-        from lightning_rlhf.models import device_of, run_context
-        from lightning_rlhf.tokens import pad_batch
-        from lightning_rlhf.trunks import hidden_states
-
-        longest = getattr(self.lm.model.config, "max_position_embeddings", math.inf)
-        for first in range(0, len(questions), self.batch_size):
-            began, batch = time.perf_counter(), questions[first : first + self.batch_size]
-            rows = [self._encode(q) for q in batch]
-            fit = [r for r in rows if len(r) <= longest]
-            values: list[list[float]] = []
-            if fit:
-                tokens, mask = (x.to(device_of(self.lm.model)) for x in pad_batch(fit, self.lm.pad_id, "left"))
-                with run_context(self.precision, self.lm.model):
-                    logits = logits_of(self.lm.model, hidden_states(self.lm.model, tokens, mask)[:, -1]).float()  # (B, V)
-                values = logits[:, list(self.first)].tolist()
-            given = iter(values)
-            self.seconds.update(dict.fromkeys(batch, round((time.perf_counter() - began) / len(batch), 3)))
-            for row in rows:
-                if len(row) > longest:
-                    yield None
-                    continue
-                a, b = next(given)
-                yield "A" if a > b else "B" if b > a else "TIE"
-
-    def _encode(self, question: str) -> list[int]:
-        """Token ids up to where the answer's first letter stands."""
-        from lightning_rlhf.tokens import encode
-
-        text = f"{question}\n\nBetter response:"
-        if self.chat:
-            messages = [{"role": "user", "content": question}]
-            text = self.lm.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return [*self.head, *encode(self.lm.tokenizer, text), *self.shared]
 
 
 class Server:
@@ -453,9 +416,12 @@ def load_judge(name: str, folder: Path, batch_size: int = 8, precision: str = "3
         return ScoreJudge(name)
     if kind == "verdicts":
         return FileJudge(rest)
-    make: dict[str, Callable[[], Answers]] = {
-        "lm": lambda: LocalModel(rest, batch_size, precision),
-        "server": lambda: Server(rest.rpartition("@")[0], rest.rpartition("@")[2]),
-    }
+    model: Answers
+    if kind == "lm":
+        from eval.local import LocalModel
+
+        model = LocalModel(rest, batch_size, precision)
+    else:
+        model = Server(rest.rpartition("@")[0], rest.rpartition("@")[2])
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-    return AskedJudge(name, make[kind](), folder / f"{slug}.jsonl")
+    return AskedJudge(name, model, folder / f"{slug}.jsonl")

@@ -60,7 +60,7 @@ def measure(rows: Sequence[Mapping[str, Any]], sources: Sequence[str], use_stemm
         copied (share of its sentences, of three words or more, that stand in the source), copied_at (mean place of those
         in the source: 0 its beginning, 1 its end);
         and, 0 or 1: refusal, empty (nothing but white space), truncated (does not end as a sentence does),
-        no_stop (the truncate token is missing).
+        no_stop (the truncate token is missing; None where the sample does not say).
     """
     done: list[Measures] = []
     about = str(rows[0].get("policy", "")) if rows else ""
@@ -115,7 +115,7 @@ def _of_text(row: Mapping[str, Any], source: str) -> Measures:
         "refusal": int(bool(_REFUSAL.search(text[:200]))),
         "empty": int(empty),
         "truncated": int(not empty and not _ENDS.search(text[-100:])),
-        "no_stop": int(not row.get("found", True)),
+        "no_stop": int(not row["found"]) if row.get("found") is not None else None,
     }
 
 

@@ -28,8 +28,9 @@ class Options:
         known_reward: `known:NAME` or `module:function`; null: no known score.
         allow_other_task: Use rewards that were made for another task all the same.
         use_stemmer: ROUGE compares the Porter stems of words.
-        judge: The score or measure by which pairs are won in the report: known, learned, one that the samples have, rouge1,
-            rouge2, rougeL, …; null: the known reward, else the learned one, else the samples' own score, else rougeL.
+        judge: Who decides the pairs in the report: a score or measure (known, learned, one that the samples have, rouge1, rouge2,
+            rougeL, …), or a judge of `judges`' kinds; null: the known reward, else the learned one, else the samples' own score,
+            else rougeL.
         judges: Judges of the compare step: a score's or measure's name, verdicts:FILE, lm:NAME, server:MODEL@URL; null: `judge`
             alone.
         baselines: Policies that the others are compared with, and whose win rates the report shows first; null: each with each.

@@ -24,6 +24,7 @@ from eval import browser, evidence
 from eval.alarms import BASELINE, MAIN, METHODS, SECOND_DRAW, SUPERVISED, headline, warnings
 from eval.copying import count_words, distinct_n, distinct_n_within, novel_ngrams
 from eval.html import render_html
+from eval.outcomes import Outcomes, Won, by_score, shared_keys
 from eval.text import (
     figure_text,
     interval,
@@ -38,11 +39,12 @@ from eval.text import (
     summary_of,
     versus,
 )
-from eval.winrate import holm, mean_interval, paired_outcomes, win_rate
+from eval.winrate import holm, mean_interval, win_rate
 
 __all__ = ["build_report", "render_html", "render_markdown", "write_report"]
 
 JUDGES = {"known": "the known reward", "learned": "the learned reward model"}
+ASKED = {"verdicts": "the verdicts in {}", "lm": "the language model {}", "server": "the language model {}"}
 Row = Mapping[str, Any]
 Report = dict[str, Any]
 
@@ -53,6 +55,7 @@ def build_report(
     title: str,
     task: str,
     judge: str = "known",
+    won: Mapping[tuple[str, str], Won] | None = None,
     baselines: Sequence[str] | None = None,
     curves: Mapping[str, Mapping[str, Sequence[Sequence[float]]]] | None = None,
     reward_model: Mapping[str, Any] | None = None,
@@ -74,7 +77,9 @@ def build_report(
     Args:
         rows: scored samples as in the module's docstring; `(id, policy, index)` is unique.
         title, task: shown at the top; no task: an empty text.
-        judge: the score or measure by which pairs are won; every row must carry it.
+        judge: the score or measure by which pairs are won; every row must carry it. With `won`, a name for whoever judged.
+        won: two policies → (sample of the first, of the second), a sample being (id, index) → 1 where the first won, ½ tied, 0
+            lost: verdicts in place of a score. Pairs without one are left out; policies may lack any.
         baselines: policies whose win rates the headline table shows; default: the first policy and `supervised`.
         curves: stage → column → list of [x, y], as `curves.read_curves` returns for one stage.
         reward_model: `accuracy`, `low`, `high`, `n`, `chance`, `labeler_accuracy`, `gain`, `bias`, … of
@@ -100,24 +105,27 @@ def build_report(
         ValueError: no rows, a row without its fields or with a bad score, a repeated key, an unknown policy
             in `order`.
     """
-    _check_rows(rows, judge)
+    _check_rows(rows, judge if won is None else None)
     names = _order(rows, order)
     by_policy = {name: [row for row in rows if row["policy"] == name] for name in names}
     policies = [_policy(name, by_policy[name]) for name in names]
     for policy in policies:
         _add_ratios(policy, policies[0])
-    comparisons = _comparisons(by_policy, judge, seed)
     table = evidence.tabulate(by_policy)
-    apart = {name: found for name, found in table.items() if name != SECOND_DRAW}
+    outcomes = by_score(table, judge) if won is None else Outcomes(table, won)
+    axis = judge if won is None else _axis(rows)
+    others = [k for k in ("known", "learned", "rougeL") if k != judge]
     against = [name for name in baselines or dict.fromkeys((names[0], SUPERVISED)) if name in by_policy]
-    samples = browser.choose(by_policy, judge, max(n_samples, n_browse), seed)
+    samples = browser.choose(by_policy, outcomes, judge, max(n_samples, n_browse), seed)
     logged = runs if runs is not None else {"ppo": curves["ppo"]} if curves and "ppo" in curves else {}
     report: Report = {
         "version": 1,
         "title": title,
         "task": task,
         "judge": judge,
-        "judge_name": JUDGES.get(judge, name_of(judge) if name_of(judge) != judge else f"the score “{judge}”"),
+        "judge_name": judge_name(judge),
+        "verdicts": won is not None,
+        "axis": axis,
         "baseline": names[0],
         "baselines": list(baselines or dict.fromkeys([names[0], *(n for n in names if n == SUPERVISED)])),
         "main": names[-1],
@@ -128,13 +136,13 @@ def build_report(
         "headline": "",
         "warnings": [],
         "policies": policies,
-        "comparisons": comparisons,
+        "comparisons": _comparisons(outcomes, names, seed),
         "changes": {
             base: {name: evidence.changes(table, name, base) for name in names if name != base} for base in against
         },
-        "length": [evidence.length(table, judge, names[-1], base) for base in against if base != names[-1]],
-        "agreement": evidence.agreement(apart, judge, [*(k for k in ("known", "learned", "rougeL") if k != judge), "longer"]),
-        "frontier": evidence.frontier(logged, table, names[0], judge),
+        "length": [evidence.length(outcomes, names[-1], b) for b in against if b != names[-1] and outcomes.pairs(names[-1], b)],
+        "agreement": evidence.agreement(outcomes, [*others, evidence.LONGER], [n for n in names if n != SECOND_DRAW]),
+        "frontier": evidence.frontier(logged, table, names[0], axis),
         "calibration": dict(calibration) if calibration else None,
         "ensemble": dict(ensemble) if ensemble else None,
         "judgements": [dict(j) for j in (compared or {}).get("judgements", [])],
@@ -244,8 +252,8 @@ def render_markdown(report: Report) -> str:
 # ---- the rows ----
 
 
-def _check_rows(rows: Sequence[Row], judge: str) -> None:
-    """All problems of the rows in one error."""
+def _check_rows(rows: Sequence[Row], judge: str | None) -> None:
+    """All problems of the rows in one error; `judge`: a score that each must have."""
     if not rows:
         raise ValueError("rows is empty, expected scored samples")
     problems: list[str] = []
@@ -260,7 +268,7 @@ def _check_rows(rows: Sequence[Row], judge: str) -> None:
         if key in seen:
             problems.append(f"row {i}: id {key[0]!r}, policy {key[1]!r}, index {key[2]!r} occurs twice")
         seen.add(key)
-        if judge not in row["scores"] and (row.get("measures") or {}).get(judge) is None:
+        if judge is not None and judge not in row["scores"] and (row.get("measures") or {}).get(judge) is None:
             problems.append(
                 f"row {i}: no score {judge!r} to judge by, found {', '.join(row['scores']) or 'none'}"
             )
@@ -302,6 +310,7 @@ def _policy(name: str, rows: Sequence[Row]) -> dict[str, Any]:
     counts = [row.get("n_tokens") for row in rows]
     tokens = [n for n in counts if isinstance(n, int)]
     counted = len(tokens) == len(rows)
+    told = [row["found"] for row in rows if row.get("found") is not None]  # others' samples need not say
     nll = [row["scores"]["ref_nll"] for row in rows if "ref_nll" in row["scores"]]
     known_nll = counted and sum(tokens) > 0 and len(nll) == len(rows)
     return {
@@ -315,7 +324,7 @@ def _policy(name: str, rows: Sequence[Row]) -> dict[str, Any]:
         "tokens": asdict(mean_interval(tokens, ids)) if counted else None,
         "words": asdict(mean_interval([count_words(text) for text in responses], ids)),
         "measures": _measures(rows),
-        "missing": sum(not row.get("found", True) for row in rows) / len(rows),
+        "missing": sum(not stopped for stopped in told) / len(told) if told else None,
         "distinct_2_within": _mean_where_defined([distinct_n_within(text, 2) for text in responses], ids),
         "distinct": {str(n): distinct_n(responses, n) for n in (1, 2, 3)},
         "new_bigrams": _mean_where_defined([novel_ngrams(r["prompt"], r["response"], 2) for r in rows], ids),
@@ -353,35 +362,45 @@ def _add_ratios(policy: dict[str, Any], baseline: Mapping[str, Any]) -> None:
     }
 
 
-def _comparisons(by_policy: Mapping[str, Sequence[Row]], judge: str, seed: int) -> list[dict[str, Any]]:
-    """Each pair of policies once, the later one first, on shared (id, index); the main policy's first."""
-    names = list(by_policy)
-    table = {
-        name: {(r["id"], r.get("index", 0)): {**(r.get("measures") or {}), **r["scores"]}[judge] for r in rows}
-        for name, rows in by_policy.items()
-    }
+def _comparisons(outcomes: Outcomes, names: Sequence[str], seed: int) -> list[dict[str, Any]]:
+    """Each pair of policies that was judged once, the later one first; the main policy's first."""
     out = []
     for j in range(len(names) - 1, 0, -1):
         for i in range(j):
-            a, b = table[names[j]], table[names[i]]
-            keys = [key for key in a if key in b]
-            if not keys:
-                raise ValueError(
-                    f"policies {names[j]!r} and {names[i]!r} share no (id, index), expected the same prompts"
-                )
-            outcomes = paired_outcomes([a[key] for key in keys], [b[key] for key in keys])
-            result = win_rate(outcomes, [key[0] for key in keys], seed=seed)
-            prompts = len({key[0] for key in keys})
-            unpaired = len(a) + len(b) - 2 * len(keys)
-            same = {key[0] for key in a} == {key[0] for key in b}
-            pair = {"a": names[j], "b": names[i], "prompts": prompts, "unpaired": unpaired, "same_prompts": same}
+            pairs = outcomes.pairs(names[j], names[i])
+            if not pairs:
+                continue
+            result = win_rate([p.outcome for p in pairs], [p.prompt for p in pairs], seed=seed)
+            a, b = outcomes.table[names[j]], outcomes.table[names[i]]
+            both, judged = shared_keys(outcomes.table, names[j], names[i]), {p.prompt for p in pairs}
+            pair = {
+                "a": names[j],
+                "b": names[i],
+                "prompts": len(judged),
+                "unpaired": len(a) + len(b) - 2 * len(both),
+                "same_prompts": {key[0] for key in a} == {key[0] for key in b},
+                "unjudged": len({key[0] for key in both} - judged),
+            }
             out.append({**pair, **asdict(result)})
-    for c, p in zip(out, holm([c["p_value"] for c in out]), strict=True):
+    for c, p in zip(out, holm([c["p_value"] for c in out]) if out else (), strict=True):
         c["p_holm"] = p
     return out
 
 
 # ---- small helpers ----
+
+
+def judge_name(judge: str) -> str:
+    """Who judges, in words."""
+    kind, colon, rest = judge.partition(":")
+    if colon and kind in ASKED:
+        return ASKED[kind].format(rest.partition("@")[0] if kind == "server" else Path(rest).name)
+    return JUDGES.get(judge, name_of(judge) if name_of(judge) != judge else f"the score “{judge}”")
+
+
+def _axis(rows: Sequence[Row]) -> str:
+    """The score that is drawn against KL where pairs are won by verdicts: the known or the learned one, which all have."""
+    return next((name for name in ("known", "learned") if all(name in row["scores"] for row in rows)), "learned")
 
 
 def _kl_target(provenance: Sequence[Mapping[str, Any]]) -> float | None:

@@ -14,7 +14,7 @@ FEWEST = 10  # a group of fewer comparisons is not drawn
 
 def cost(report: Report) -> str:
     """Judge's score against KL, a point for each policy; and each run's way there, over √KL."""
-    judge = report["judge"]
+    judge = report["axis"]
     points = [
         {"label": p["name"], "x": p["scores"]["kl"], "y": summary_of(p, judge), "main": p["name"] == report["main"]}
         for p in report["policies"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from eval.curves import stage_curves
 from eval.judges import FileJudge, find_judge, load_judge
 from eval.measures import measure_names
 from eval.options import Options
+from eval.outcomes import Won
 from eval.report import build_report, write_report
 from eval.reward_model import judge_reward
 from eval.sample import HeldOut, by_policy, held_out, sample_policies
@@ -62,9 +64,9 @@ def run_step(step: str, options: Options) -> None:
             o.seed, o.use_stemmer,
         )  # fmt: skip
     if step in ("compare", "report"):
-        rows = compared(o, plan, folder)
+        rows, won = compared(o, plan, folder)
         if step == "report":
-            reported(o, plan, folder, rows)
+            reported(o, plan, folder, rows, won)
 
 
 # ------------------------------------------------------------------------------------------------------------- checks
@@ -120,10 +122,12 @@ def judge_problems(o: Options, policies: dict[str, Policy]) -> list[str]:
     rewards = {"known": o.known_reward, "learned": o.learned_reward}
     own = own_scores(policies) if o.judge is not None else set()
     given = {kind for kind, reward in rewards.items() if reward is not None} | ({"kl", "ref_nll"} if o.reference else set())
-    if o.judge is not None and o.judge not in given | own | measure_names():
+    if o.judge is not None and ":" in o.judge:
+        problems += told(find_judge, o.judge)
+    elif o.judge is not None and o.judge not in given | own | measure_names():
         problems.append(
-            f"judge: found {o.judge!r}, expected known or learned with its reward given, a measure such as rougeL, or a score "
-            "that all samples have"
+            f"judge: found {o.judge!r}, expected known or learned with its reward given, a measure such as rougeL, a score "
+            "that all samples have, verdicts:FILE, lm:NAME or server:MODEL@URL"
         )
     for asked in o.judges or []:
         problems += told(find_judge, asked)
@@ -171,7 +175,8 @@ def record_of(o: Options, policies: dict[str, Policy], judge: str | None) -> Run
     names = ("samples", "prompts", "judges", "baselines", "reference", "known_reward", "learned_reward", "use_stemmer", "limit")
     same = {name: getattr(o, name) for name in (*names, "batch_size", "precision")}
     options = {"policies": shown, "task": asdict(o.task), "judge": judge, **same}
-    verdicts = [name.partition(":")[2] for name in o.judges or [] if name.startswith("verdicts:")]
+    asked = [*([judge] if judge else []), *(o.judges or [])]
+    verdicts = [name.partition(":")[2] for name in dict.fromkeys(asked) if name.startswith("verdicts:")]
     texts = [p.model for p in policies.values() if p.is_samples]
     read = [file for path in dict.fromkeys([*filter(None, [o.prompts]), *texts, *verdicts]) for file in list_files(path)]
     return RunInfo("eval", o.seed, options, list(read))
@@ -180,8 +185,8 @@ def record_of(o: Options, policies: dict[str, Policy], judge: str | None) -> Run
 # ------------------------------------------------------------------------------------------------ compare and report
 
 
-def compared(o: Options, plan: Plan, folder: Path) -> list[dict[str, Any]]:
-    """The compare step: prints its table and returns the scored samples."""
+def compared(o: Options, plan: Plan, folder: Path) -> tuple[list[dict[str, Any]], Mapping[tuple[str, str], Won] | None]:
+    """The compare step: prints its table; returns the scored samples, and who won where the report's judge gives verdicts."""
     file = folder / "scores.jsonl"
     if not file.is_file():
         raise UsageError(f"{file}: not there; run `python -m eval score` first")
@@ -194,12 +199,16 @@ def compared(o: Options, plan: Plan, folder: Path) -> list[dict[str, Any]]:
     if o.samples is not None:
         of_samples = [r for r in rows if plan.policies[r["policy"]].model == o.samples]
         check_fresh(of_samples, o.samples, file, plan)
-    judges = {name: load_judge(name, folder / "verdicts", o.batch_size, o.precision) for name in o.judges or [str(plan.judge)]}
+    names = list(o.judges or [str(plan.judge)])
+    if plan.judge is not None and ":" in plan.judge and plan.judge not in names:
+        names.insert(0, plan.judge)
+    judges = {name: load_judge(name, folder / "verdicts", o.batch_size, o.precision) for name in names}
     for judge in judges.values():
         if o.limit is not None and isinstance(judge, FileJudge):
             judge.keep(plan.prompts.records, held_out(o.prompts, o.samples, None, o.source_column).records)
-    print(compare(rows, list(plan.policies), judges, folder, o.baselines))
-    return rows
+    found = compare(rows, list(plan.policies), judges, folder, o.baselines)
+    print(found.text)
+    return rows, found.won.get(str(plan.judge)) if ":" in str(plan.judge) else None
 
 
 def check_fresh(rows: list[dict[str, Any]], samples: str, scored: Path, plan: Plan) -> None:
@@ -223,7 +232,9 @@ def check_fresh(rows: list[dict[str, Any]], samples: str, scored: Path, plan: Pl
             raise UsageError(f"{at}: {wrong} in {scored}; run `python -m eval score` again")
 
 
-def reported(o: Options, plan: Plan, folder: Path, rows: list[dict[str, Any]]) -> None:
+def reported(
+    o: Options, plan: Plan, folder: Path, rows: list[dict[str, Any]], won: Mapping[tuple[str, str], Won] | None
+) -> None:
     """The report step: writes the page and prints where it is."""
     reward_model, calibration, ensemble = judge_reward(o.learned_reward, o.known_reward, o.comparisons, o.ensemble or [])
     files = [Path(o.run_dir) / stage / "run.json" for stage in STAGES]
@@ -242,7 +253,7 @@ def reported(o: Options, plan: Plan, folder: Path, rows: list[dict[str, Any]]) -
         rest = sorted((name for name in plan.policies if name not in o.baselines), key=lambda name: rank.get(name, 1))
         order = [*o.baselines, *rest]
     report = build_report(
-        rows, title=title, task=task, judge=str(plan.judge), baselines=o.baselines, order=order, curves=curves,
+        rows, title=title, task=task, judge=str(plan.judge), won=won, baselines=o.baselines, order=order, curves=curves,
         reward_model=reward_model, calibration=calibration, ensemble=ensemble, guard=guard,
         compared=json.loads((folder / "compare.json").read_text(encoding="utf-8")),
         runs={"ppo": curves["ppo"], **plan.others} if "ppo" in curves else plan.others,

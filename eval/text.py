@@ -121,7 +121,7 @@ def result_columns(report: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """What the headline table shows: the policies to win against, and the scores and measures that any policy has."""
     names = [p["name"] for p in report["policies"]]
     bases = [name for name in report["baselines"] if name in names and len(names) > 1]
-    wanted = ["rouge1", "rouge2", "rougeL", report["judge"], "learned", "kl", "copied", "words"]
+    wanted = ["rouge1", "rouge2", "rougeL", report["axis"], "learned", "kl", "copied", "words"]
     wanted = [k for k in dict.fromkeys(wanted) if any(summary_of(p, k) for p in report["policies"])]
     return bases, wanted if "copied" in wanted else [*wanted[:-1], "new_bigrams", "words"]
 

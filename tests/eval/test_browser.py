@@ -14,6 +14,8 @@ import pytest
 
 from eval import browser
 from eval.calibration import calibrate, ensemble
+from eval.evidence import tabulate
+from eval.outcomes import by_score
 from eval.report import build_report, write_report
 
 EVIL = "<script>window.ran = 1</script><img src=x onerror='window.ran = 2'><svg onload='window.ran = 3'>"
@@ -52,19 +54,25 @@ def test_marked_escapes_and_joins() -> None:
 
 
 def test_apart_counts_pairs_that_are_ordered_differently() -> None:
-    scores = [{"known": 1.0, "learned": 3.0}, {"known": 2.0, "learned": 2.0}, {"known": 3.0, "learned": 4.0}]
-    assert browser.apart(scores, "known") == pytest.approx(1 / 3)  # 1 against 2 alone
-    assert browser.apart([{"known": 1.0}, {"known": 2.0}], "known") == 0.0
-    assert browser.apart([{"known": 1.0, "rougeL": 1.0}, {"known": 2.0, "rougeL": 0.0}], "known") == 1.0
+    scores = {"a": {"learned": 3.0}, "b": {"learned": 2.0}, "c": {"learned": 4.0}}
+    won = {("b", "a"): 1.0, ("c", "a"): 1.0, ("c", "b"): 1.0}
+    assert browser.apart(scores, won, "known") == pytest.approx(1 / 3)  # b against a alone
+    assert browser.apart(scores, won, "learned") == 0.0  # not with itself
+    assert browser.apart({"a": {}, "b": {}}, {("b", "a"): 1.0}, "known") == 0.0
+    assert browser.apart({"a": {"rougeL": 1.0}, "b": {"rougeL": 0.0}}, {("b", "a"): 1.0}, "known") == 1.0
+    assert browser.apart(scores, {}, "verdicts:x") == 0.0
 
 
 def test_a_longer_draw_starts_with_the_shorter() -> None:
     rows = report_rows(30)
     table = {name: [r for r in rows if r["policy"] == name] for name in ("zero-shot", "rlhf")}
-    ids = [[s["id"] for s in browser.choose(table, "known", n, seed=3)] for n in (5, 30)]
+    won = by_score(tabulate(table), "known")
+    ids = [[s["id"] for s in browser.choose(table, won, "known", n, seed=3)] for n in (5, 30)]
     assert ids[1][:5] == ids[0]
     assert sorted(ids[1]) == sorted({r["id"] for r in rows})
-    assert {s["won"] for s in browser.choose(table, "known", 30, 3)} == {"won", "lost"}
+    found = browser.choose(table, won, "known", 30, 3)
+    assert {s["won"] for s in found} == {"won", "lost"}
+    assert all(s["pick"] == ("rlhf" if s["won"] == "won" else "zero-shot") for s in found)
 
 
 # ---- in Chromium ----

@@ -32,7 +32,7 @@ def made(n: int = 30, samples: int = 2, seed: int = 0) -> list[dict[str, Any]]:
 
 def run(rows: list[dict[str, Any]], folder: Path, *names: str, **options: Any) -> tuple[dict[str, Any], str]:
     judges: dict[str, Judge] = {name: load_judge(name, folder) for name in names}
-    text = compare(rows, POLICIES, judges, folder, **options)
+    text = compare(rows, POLICIES, judges, folder, **options).text
     return json.loads((folder / "compare.json").read_text()), text
 
 
@@ -107,13 +107,14 @@ class Scripted:
         self.says, self.name = says, name
 
     def check(self, rows: Any) -> None: ...
+    def prepare(self, pairs: Any) -> None: ...
 
     def __call__(self, a: Any, b: Any) -> list[Verdict]:
         return [verdict(x, y, self.says(x, y), self.name) for p, q in zip(a, b, strict=True) for x, y in ((p, q), (q, p))]
 
 
 def test_a_judge_of_the_first_place(tmp_path: Path) -> None:
-    text = compare(made(), POLICIES, {"s": Scripted(lambda x, y: "a")}, tmp_path)
+    text = compare(made(), POLICIES, {"s": Scripted(lambda x, y: "a")}, tmp_path).text
     found = json.loads((tmp_path / "compare.json").read_text())
     assert {r["rate"] for r in found["judgements"]} == {0.5}
     assert {r["position_bias"]["rate"] for r in found["judgements"]} == {1}
@@ -125,7 +126,7 @@ def test_a_judge_of_the_first_place(tmp_path: Path) -> None:
 
 
 def test_a_judge_of_nothing(tmp_path: Path) -> None:
-    text = compare(made(), POLICIES, {"s": Scripted(lambda x, y: "unparsable")}, tmp_path)
+    text = compare(made(), POLICIES, {"s": Scripted(lambda x, y: "unparsable")}, tmp_path).text
     found = json.loads((tmp_path / "compare.json").read_text())
     judge = found["judges"][0]
     assert found["judgements"] == []
@@ -201,7 +202,7 @@ def test_policies_that_never_met_have_no_ranking(tmp_path: Path) -> None:
     file.write_text(
         "".join(json.dumps({"id": "0", "policy_a": x, "policy_b": y, "winner": "a", "judge": "j"}) + "\n" for x, y in pairs)
     )
-    text = compare(rows, four, {"people": FileJudge(str(file))}, tmp_path)
+    text = compare(rows, four, {"people": FileJudge(str(file))}, tmp_path).text
     assert "no ranking: no game between ['b', 'a'] and ['d', 'c']" in text
 
 

@@ -4,6 +4,7 @@ import pytest
 
 from eval import evidence
 from eval.calibration import calibrate
+from eval.outcomes import by_score
 
 
 def row(prompt: str, policy: str, known: float, words: int, index: int = 0, **more: float) -> dict:
@@ -33,20 +34,20 @@ def test_changes_are_paired() -> None:
 
 
 def test_wins_by_length() -> None:
-    found = evidence.length(table(), "known", "a", "b")
+    found = evidence.length(by_score(table(), "known"), "a", "b")
     assert (found["not_longer"]["rate"], found["not_longer"]["n"]) == (0.0, 1)  # p2: as long, lost
     assert (found["longer"]["rate"], found["longer"]["n"]) == (1.0, 2)
     assert [(b["more"], b["n"]) for b in found["bins"]] == [(3.0, 3)]  # three pairs fill no second bin
     many = {
-        "a": {(i, 0): {"known": float(i % 2), "words": float(i)} for i in range(50)},
-        "b": {(i, 0): {"known": 0.5, "words": 0.0} for i in range(50)},
+        "a": {(str(i), 0): {"known": float(i % 2), "words": float(i)} for i in range(50)},
+        "b": {(str(i), 0): {"known": 0.5, "words": 0.0} for i in range(50)},
     }
-    bins = evidence.length(many, "known", "a", "b")["bins"]
+    bins = evidence.length(by_score(many, "known"), "a", "b")["bins"]
     assert [(b["more"], b["n"], b["rate"]) for b in bins] == [(4.5 + 10 * k, 10, 0.5) for k in range(5)]
 
 
 def test_agreement_with_the_judge() -> None:
-    found = evidence.agreement(table(), "known", ["learned", "longer"])
+    found = evidence.agreement(by_score(table(), "known"), ["learned", "longer"], ["a", "b"])
     # p2 is equally long, so told by p1 and p3 alone, where the longer one won; nobody has a learned score.
     assert [(r["measure"], r["rate"], r["n"]) for r in found] == [("longer", 1.0, 2)]
 

@@ -17,7 +17,6 @@ from eval.judges import (
     QUESTION,
     AskedJudge,
     FileJudge,
-    LocalModel,
     ScoreJudge,
     Server,
     find_judge,
@@ -338,60 +337,6 @@ def test_texts_only(tmp_path: Path) -> None:
     judge = AskedJudge("s", Server("m", "http://127.0.0.1:9"), tmp_path / "s.jsonl")
     with pytest.raises(DataError, match=r"sample '0' of policy 'x': field 'response': found \[1, 2\], expected a text"):
         judge.check([{**row(0, "x"), "response": [1, 2]}])
-
-
-# ---------------------------------------------------------------------------------------------------------- local model
-
-
-@pytest.fixture(scope="module")
-def local() -> LocalModel:
-    return LocalModel("stories260k", batch_size=2)
-
-
-def test_local_model_against_its_own_logits(local: LocalModel) -> None:
-    import torch
-
-    others = ("x", "a much longer cat " * 4, "there was a dog")
-    questions = [QUESTION.format(prompt="Once", a="there was a dog", b=b) for b in others]
-    got = list(local(questions))
-    tokenizer = local.lm.tokenizer
-    for question, answer in zip(questions, got, strict=True):
-        text = f"{question}\n\nBetter response:"
-        # each candidate is written out, tokenised and scored whole, without padding
-        scores = []
-        for letter in "AB":
-            ids = torch.tensor([tokenizer.encode(f"{text} {letter}")])
-            with torch.no_grad():
-                logp = local.lm.model(input_ids=ids).logits.log_softmax(-1)
-            scores.append(float(logp[0, -2, ids[0, -1]]))
-        assert answer == ("A" if scores[0] > scores[1] else "B")
-
-
-def test_local_model_in_a_batch(local: LocalModel) -> None:
-    questions = ["Is it?", "Who was it, and when, and where did she go?", "?"]
-    assert list(local(questions)) == [next(local([q])) for q in questions]
-
-
-def test_a_question_longer_than_the_context(local: LocalModel, tmp_path: Path) -> None:
-    a, b = [row(0, "x", "word " * 3000), row(1, "x", "a dog")], [row(0, "y"), row(1, "y")]
-    got = AskedJudge("l", local, tmp_path / "l.jsonl")(a, b)
-    assert [v.winner == "failed" for v in got] == [True, True, False, False]
-
-
-def test_local_model_with_a_chat_template(local: LocalModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
-    template += "{% if add_generation_prompt %}<assistant>{% endif %}"
-    monkeypatch.setattr(local.lm.tokenizer, "chat_template", template, raising=False)
-    monkeypatch.setattr(local, "chat", True)
-    monkeypatch.setattr(local, "head", [])
-    text = local.lm.tokenizer.decode(local._encode("Which one?"))
-    assert text.strip() == "<user>Which one?<assistant>"
-
-
-def test_letters_that_are_the_same_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lightning_rlhf.tokens.encode_continuation", lambda tokenizer, text: [3])
-    with pytest.raises(UsageError, match=r"its tokenizer gives A \[3\] and B \[3\], expected ids that differ"):
-        LocalModel("stories260k")
 
 
 # -------------------------------------------------------------------------------------------------------------- by name

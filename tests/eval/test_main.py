@@ -135,6 +135,39 @@ def test_people_judge_some_of_the_prompts(folder: Path) -> None:
     assert run("compare", folder, "--limit", "3", "--judges=[rougeL]")["judgements"][0]["n"] == 3
 
 
+def test_people_are_the_headline_judge(folder: Path, refused: Callable[..., str]) -> None:
+    """Win rates, length, agreement and the browser are of the verdicts; the means of other measures stand beside them."""
+    votes = [
+        {"id": f"p{i}", "policy_a": "ppo", "policy_b": "zero", "winner": "ab"[f"{i}{w}" in ("0x", "0y", "1y")], "judge": w}
+        for i in range(7) for w in "xy"
+    ]  # fmt: skip
+    write_jsonl(folder / "votes.jsonl", votes)
+    judge = f"verdicts:{folder / 'votes.jsonl'}"
+    report = run("report", folder, f"--judge={judge}", "--baselines=[zero]")
+    (won,) = report["comparisons"]  # the pair that people saw, and no other
+    assert (won["a"], won["b"], won["n"], won["wins"], won["ties"], won["losses"]) == ("ppo", "zero", 7, 5, 1, 1)
+    assert won["rate"] == pytest.approx(5.5 / 7) and won["unjudged"] == 1
+    assert "the ppo policy" in report["headline"] and "judged by the verdicts in votes.jsonl" in report["headline"]
+    kinds = {w["kind"]: w["text"] for w in report["warnings"]}
+    assert kinds["not judged"] == "ppo and zero have no verdict on 1 of 8 prompts: those are left out."
+    assert kinds["few prompts"].startswith("Only 7 prompts")
+    said = {s["id"]: (s["won"], s["pick"]) for s in [*report["samples"], *report["more_samples"]]}
+    assert said == {"p0": ("lost", "zero"), "p1": ("tied", None), "p7": ("alone", None)} | {
+        f"p{i}": ("won", "ppo") for i in range(2, 7)
+    }
+    assert {r["measure"]: r["n"] for r in report["agreement"]}["rougeL"] == 6  # without the tie
+    assert report["length"][0]["bins"][0]["n"] == 7
+    page = re.sub("<[^>]+>", "", (folder / "out" / "report.html").read_text(encoding="utf-8"))
+    assert "Judged by the verdicts in votes.jsonl" in page
+    assert str(folder / "votes.jsonl") in report["provenance"][0]["data"]
+    nobody = run("report", folder, f"--judge={judge}", "--baselines=[human]", "--judges=[rougeL]")
+    assert nobody["headline"] == "No verdict on 8 prompts compares zero with human."
+    error = refused(
+        ["report", "--samples", str(folder / "s"), "--output", str(folder / "out"), "--judge=verdicts:none.jsonl"], main=main
+    )
+    assert "judge 'verdicts:none.jsonl': no such file" in error
+
+
 def test_samples_that_changed_since_they_were_scored(folder: Path, refused: Callable[..., str]) -> None:
     run("score", folder)
     rows = samples()

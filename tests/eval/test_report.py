@@ -134,6 +134,12 @@ def test_numbers_are_those_of_the_functions() -> None:
     assert json.loads(json.dumps(report, allow_nan=False)) == report
 
 
+def test_samples_that_do_not_say_whether_they_stopped() -> None:
+    report = build([{k: v for k, v in r.items() if k != "found" or r["policy"] != "rlhf"} for r in make_rows()])
+    assert [p["missing"] is None for p in report["policies"]] == [False, False, True]
+    assert "No stop" in render_html(report) and not any(w["kind"] == "penalised" for w in report["warnings"])
+
+
 def test_holm_by_hand() -> None:
     report = build()
     ps = sorted((c["p_value"], c["p_holm"]) for c in report["comparisons"])

@@ -87,7 +87,7 @@ def test_a_run_and_the_same_run_killed_everywhere(
     assert column(first, "elapsed/updates") == [1, 2]
     assert column(second, "elapsed/updates") == [3, 4]
     rates = column(first, "ppo/lr") + column(second, "ppo/lr")
-    assert [a - b for a, b in pairwise(rates)] == pytest.approx([3e-4 / 4] * 3)  # linear over both rounds
+    assert [a - b for a, b in pairwise(rates)] == pytest.approx([6e-4 / 4] * 3)  # linear over both rounds
 
     def throws(
         patch: pytest.MonkeyPatch, name: str, call: int, owner: Any = module, first_do: Callable[..., Any] | None = None

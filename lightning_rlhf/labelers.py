@@ -85,7 +85,7 @@ def label(
             few. Validation prompts have one each; the demonstrations are the first comparisons' choices.
         train: Label so many training prompts; null: all.
         val: Label so many validation prompts; null: all.
-        batch_size: Prompts at a time.
+        batch_size: Comparisons at a time: so many prompts, or fewer of which each has several.
         precision: `32`, `bf16`, or `auto`: bf16 where the hardware is fast at it.
         seed: Of the sampling.
 
@@ -131,9 +131,10 @@ def label(
             comparisons: list[dict[str, Any]] = [row for first in sorted(batches) for row in batches[first]]
             done = len(comparisons) // each
             bar = tqdm(total=len(records), initial=done, desc=f"labels {split}", unit="prompt")
-            for first in range(done, len(records), batch_size):
-                batch = records[first : first + batch_size]
-                number = first // batch_size + (1_000_000 if split == "val" else 0)
+            at_once = max(1, batch_size // each)
+            for first in range(done, len(records), at_once):
+                batch = records[first : first + at_once]
+                number = first // at_once + (1_000_000 if split == "val" else 0)
                 with run_context(precision, policy.model):
                     asked = [r.prompt for r in batch]
                     texts, _, _ = answer(policy, task, resolved, asked, seed_for(seed, number), num_samples * each, whole=False)

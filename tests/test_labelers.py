@@ -81,9 +81,24 @@ def test_several_comparisons_a_prompt(tiny_run: Path, tmp_path: Path) -> None:
     assert len(rows(tmp_path / "val.jsonl")) == 3
 
 
-@pytest.mark.parametrize("per_prompt", [1, 2])
+def test_a_batch_is_as_large_whatever_a_prompt_has(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In responses, for that is what memory holds; a prompt is never parted."""
+    asked: list[int] = []
+
+    def counted(*args: Any, **options: Any) -> Any:
+        asked.append(len(args[3]) * args[5])
+        return answer(*args, **options)
+
+    monkeypatch.setattr(labelers, "answer", counted)
+    for each, expected in ((1, [16, 8]), (2, [16] * 3), (3, [12] * 6), (5, [20] * 6)):
+        asked.clear()
+        labelled(tiny_run, tmp_path / str(each), per_prompt=each)
+        assert asked[:-1] == expected  # then the validation prompts
+
+
+@pytest.mark.parametrize(("per_prompt", "batches"), [(1, [4, 2]), (2, [2, 2, 2])])
 def test_a_killed_run_goes_on_from_its_last_batch(
-    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, per_prompt: int
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, per_prompt: int, batches: list[int]
 ) -> None:
     """The labels are those of a run that nobody killed; other options begin anew."""
     more: dict[str, Any] = {"per_prompt": per_prompt}
@@ -107,10 +122,10 @@ def test_a_killed_run_goes_on_from_its_last_batch(
         return labelled(tiny_run, tmp_path / "killed", **more, **(options if options != {"seed": 2} else {}))
 
     assert killed() == whole
-    assert [len(batch) for batch in asked] == [2, 3]  # the second of 4 + 2; val
+    assert [len(batch) for batch in asked] == [*batches[1:], 3]  # val
     assert not list((tmp_path / "killed").glob("*.part"))
     assert killed(seed=2) == whole
-    assert [len(batch) for batch in asked] == [4, 2, 3]
+    assert [len(batch) for batch in asked] == [*batches, 3]
 
 
 def test_two_processes_do_not_label_into_one_folder(tiny_run: Path, tmp_path: Path) -> None:

@@ -151,7 +151,11 @@ def read_verdicts(path: str | Path) -> list[Verdict]:
             unparsable, as a language model's file has), a sample against itself, or the same question judged twice by the same
             judge. The other order is another question.
     """
-    found: list[Verdict] = []
+    return [v for _, v in _verdicts(path)]
+
+
+def _verdicts(path: str | Path) -> Iterator[tuple[str, Verdict]]:
+    """`file:line` and verdict."""
     seen: dict[tuple[Any, ...], str] = {}
     for file, line, record in read_jsonl(path):
         at = f"{file}:{line}"
@@ -172,34 +176,38 @@ def read_verdicts(path: str | Path) -> list[Verdict]:
         first = seen.setdefault((v.a, v.b, v.judge), at)
         if first != at:
             raise bad(at, "id", f"{v.id!r} judged by {v.judge!r} as at {first}", "each pair in each order once a judge")
-        found.append(v)
-    return found
+        yield at, v
 
 
 class FileJudge(_Unprepared):
     """Verdicts of people (or of anything else) from a file."""
 
     def __init__(self, path: str) -> None:
-        self.path, self.verdicts, self.left_out = path, read_verdicts(path), 0
+        self.read, self.left_out = list(_verdicts(path)), 0
+
+    @property
+    def verdicts(self) -> list[Verdict]:
+        """Those that are used."""
+        return [v for _, v in self.read]
 
     def keep(self, prompts: Collection[str], of: Collection[str]) -> None:
         """Leave out verdicts on prompts that are there (`of`) but not used now; they count as unused."""
-        kept = [v for v in self.verdicts if v.id in prompts or v.id not in of]
-        self.left_out, self.verdicts = len(self.verdicts) - len(kept), kept
+        kept = [(at, v) for at, v in self.read if v.id in prompts or v.id not in of]
+        self.left_out, self.read = len(self.read) - len(kept), kept
 
     def check(self, rows: Sequence[Row]) -> None:
         """Every verdict is about samples that are there."""
         there = {(str(r["id"]), r["policy"], r.get("index", 0)) for r in rows}
         policies, ids = sorted({s[1] for s in there}), {s[0] for s in there}
-        for v in self.verdicts:
+        for at, v in self.read:
             for sample in (v.a, v.b):
                 if sample[1] not in policies:
-                    raise bad(self.path, "policy", f"a verdict on {sample[1]!r}", f"one of the policies {policies}")
+                    raise bad(at, "policy", f"a verdict on {sample[1]!r}", f"one of the policies {policies}")
                 if sample[0] not in ids:
-                    raise bad(self.path, "id", f"a verdict on prompt {sample[0]!r}", "the id of a prompt that was sampled")
+                    raise bad(at, "id", f"a verdict on prompt {sample[0]!r}", "the id of a prompt that was sampled")
                 if sample not in there:
                     found = f"a verdict on sample {sample[2]} of policy {sample[1]!r} to prompt {sample[0]!r}"
-                    raise bad(self.path, "index", found, "a sample that is there")
+                    raise bad(at, "index", found, "a sample that is there")
 
     def __call__(self, a: Sequence[Row], b: Sequence[Row]) -> list[Verdict]:
         """All of the file's verdicts on the two policies, whatever the samples' indices."""

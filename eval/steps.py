@@ -153,7 +153,8 @@ def default_judge(o: Options, policies: dict[str, Policy], prompts: HeldOut) -> 
     if own:
         return own.pop()
     against_itself = any(p.model in ("reference", "column:reference") for p in policies.values())  # ROUGE would say nothing of it
-    if all(r.reference for r in prompts.records.values()) and not against_itself:
+    references = [[r.reference] if isinstance(r.reference, str) else r.reference or [] for r in prompts.records.values()]
+    if all(any(str(text).strip() for text in texts) for texts in references) and not against_itself:
         return "rougeL"
     raise UsageError(
         "judge: found nothing to judge by, expected known_reward, learned_reward, a score that all samples have, or a reference "

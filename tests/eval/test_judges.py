@@ -158,9 +158,9 @@ def test_a_verdict_twice(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"policy_b": "w"}, r"found a verdict on 'w', expected one of the policies \['x', 'y'\]"),
-        ({"id": "9"}, "found a verdict on prompt '9', expected the id of a prompt that was sampled"),
-        ({"index_b": 3}, "found a verdict on sample 3 of policy 'y' to prompt '0', expected a sample that is there"),
+        ({"policy_b": "w"}, r"v.jsonl:1: field 'policy': found a verdict on 'w', expected one of the policies \['x', 'y'\]"),
+        ({"id": "9"}, "v.jsonl:1: field 'id': found a verdict on prompt '9', expected the id of a prompt that was sampled"),
+        ({"index_b": 3}, "v.jsonl:1: field 'index': found a verdict on sample 3 of policy 'y' to prompt '0', expected a sample"),
     ],
 )
 def test_a_verdict_on_what_is_not_there(tmp_path: Path, change: dict[str, Any], message: str) -> None:

@@ -115,6 +115,13 @@ def test_nothing_to_judge_by(folder: Path, refused: Callable[..., str]) -> None:
     assert "judge: found nothing to judge by, expected known_reward, learned_reward, a score that all samples have" in error
 
 
+@pytest.mark.parametrize("empty", ["", " ", [""], [" ", ""]])
+def test_an_empty_reference_judges_nothing(folder: Path, refused: Callable[..., str], empty: Any) -> None:
+    write_jsonl(folder / "s" / "all.jsonl", [{**r, "reference": empty} for r in samples()])
+    error = refused(["report", "--samples", str(folder / "s"), "--output", str(folder / "out")], main=main)
+    assert "judge: found nothing to judge by" in error
+
+
 def test_people_judge_some_of_the_prompts(folder: Path) -> None:
     """With --limit, verdicts on the other prompts are unused, not wrong."""
     votes = [

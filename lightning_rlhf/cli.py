@@ -20,7 +20,7 @@ from jsonargparse import set_parsing_settings
 from transformers.utils import logging as transformers_logging
 
 from .files import DataError
-from .parsing import Parser, check_yaml
+from .parsing import Parser, check_yaml, nulls
 from .tasks import RUN_DIR_HELP, UsageError
 
 #: A command is a function of its file; imported when it is asked for, because Lightning takes seconds to import.
@@ -46,7 +46,10 @@ def parse_function(name: str, args: list[str]) -> dict[str, Any]:
     parser.add_argument("-c", "--config", action="config", help="A YAML file of options; may be given several times.")
     parser.add_argument("--run_dir", type=str, default="out/run", help=RUN_DIR_HELP)
     parser.add_function_arguments(function, skip={"run_dir"})
-    config = parser.instantiate(parser.parse_args(args))
+    parsed = parser.parse_args(args)
+    if problems := nulls(function, vars(parsed), parser):
+        raise UsageError("\n".join(problems))
+    config = parser.instantiate(parsed)
     return {k: getattr(config, k) for k in vars(config) if k not in ("config", "run_dir")}
 
 
@@ -78,17 +81,25 @@ def one_message() -> Iterator[None]:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
-    except RuntimeError as error:
-        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+    except Exception as error:
+        text = of_a_library(error)
+        if text is None:
             raise
+        print(f"error: {text}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def of_a_library(error: Exception) -> str | None:
+    """What to do about an error of OmegaConf (a `${…}` of the options) or of PyTorch's compiler; None: it is another's."""
+    if type(error).__module__ == "omegaconf.errors":
+        option = str(getattr(error, "full_key", "")).removeprefix("fit.")
+        return f"{option}: {str(error).splitlines()[0]}, expected ${{run_dir}}, ${{lm}} or another option's name"
+    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
         cause = getattr(error, "inner_exception", error)
         reason = f"{type(cause).__name__}: {cause}".splitlines()[0]
-        print(
-            f"error: model.compile_blocks, model.compile_sampler: PyTorch {version('torch')} could not compile this model here "
-            f"({reason}); expected both false",
-            file=sys.stderr,
-        )
-        raise SystemExit(2) from None
+        options = "model.compile_blocks, model.compile_sampler"
+        return f"{options}: PyTorch {version('torch')} could not compile this model here ({reason}); expected both false"
+    return None
 
 
 def main(args: list[str] | None = None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from pytorch_lightning.utilities.model_helpers import is_overridden
 from .data import StageData
 from .estimate import ALLOW, estimate, memory_problem
 from .files import DataError
-from .parsing import OneMessage
+from .parsing import OneMessage, explained, nulls
 from .reward import RewardModule
 from .scoring import guard_problems
 from .stage import StageModule
@@ -63,10 +64,19 @@ class RLHFCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """As in LightningCLI; what a class refuses of its arguments (UsageError is a ValueError) is the user's to change."""
+        options = self.config[self.config.subcommand]
+        problems = []
+        for part in ("model", "data"):
+            module, _, name = options[part].class_path.rpartition(".")
+            problems += nulls(getattr(import_module(module), name), vars(options[part].init_args), self.parser, part)
+        if problems:
+            raise UsageError("\n".join(problems))
         try:
             super().instantiate_classes()
+        except UsageError:
+            raise
         except ValueError as error:
-            raise UsageError(str(error)) from None
+            raise UsageError(explained(str(error))) from None
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """As in LightningCLI; what the Trainer cannot do here (a device, a strategy) is the user's to change."""

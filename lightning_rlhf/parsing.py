@@ -1,6 +1,7 @@
 """Parsers whose complaints are one message: where the option stands, what was found, what was expected.
 
-jsonargparse says which option is wrong; here its place in the config files is looked up, and names that are alike.
+jsonargparse tells a mistake in a block within a block as a nested text; `explained` takes the innermost part of it, and looks its
+place up in the config files. What it does not understand it tells as it is, in one line.
 """
 
 from __future__ import annotations
@@ -8,43 +9,59 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
-from collections.abc import Iterator, Sequence
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import is_dataclass
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import yaml
 from jsonargparse import ArgumentParser
 
 from .tasks import UsageError
 
+LONGEST = 400  # characters of a message that is told as it is
+KEY = re.compile(r"key \"([\w.+-]+)\":")  # of each block, from the outermost inwards
+CLASS = re.compile(r"class_path[ =]'([\w.]+)'")
 UNRECOGNIZED = re.compile(r"unrecognized arguments: (.+)")
 UNKNOWN = re.compile(r"Option '([^']+)' is not accepted|(?:Group '([^']+)'|Subcommand '\w+') does not accept option '([^']+)'")
-WRONG = re.compile(r"key \"([\w.]+)\":\s+Expected a <class '([\w.]+)'>\. Got value: (.*)")
-NO_CLASS = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'|Expected a dot import path string: (\S+)")
-CLASS = re.compile(r"class_path[ =]'([\w.]+)'")
-KEY = re.compile(r"key \"([\w.]+)\":")  # from the outermost block of options inwards
+REQUIRED = re.compile(r"the following arguments are required: ([\w., -]+?)(?:\.? Got value|$)", re.MULTILINE)
+NO_CLASS = re.compile(r"(module '\S+' has no attribute '\w+'|No module named '\S+')|Expected a dot import path string: (\S+)")
+WRONG = re.compile(r"Expected a (.+?)\. Got value: (.*?)(?:\. Got value: .*)?$", re.MULTILINE)
+NONE_OF = re.compile(r"Subtypes: \[(.*)\]\n(?:.|\n)*?Given value: (.*)")
+BULLET = re.compile(r"^ *- (?!Expected a <class 'NoneType'>)(.+)", re.MULTILINE)
 
 
-def config_files(args: Sequence[str]) -> list[str]:
+class ConfigFile(NamedTuple):
+    """A config file of the command line."""
+
+    name: str  # as it was given
+    path: Path  # wherever the program is by now
+
+
+def config_files(args: Sequence[str]) -> list[ConfigFile]:
     """The config files that a command line names, in order."""
-    files = [(i, word.split("=", 1)[1]) for i, word in enumerate(args) if word.startswith("--config=")]
-    files += [(i, after) for i, (word, after) in enumerate(pairwise(args)) if word in ("-c", "--config")]
-    return [file for _, file in sorted(files)]
+    names = [(i, word.split("=", 1)[1]) for i, word in enumerate(args) if word.startswith("--config=")]
+    names += [(i, word[2:].removeprefix("=")) for i, word in enumerate(args) if re.match(r"-c.", word)]
+    names += [(i, after) for i, (word, after) in enumerate(pairwise(args)) if word in ("-c", "--config")]
+    return [ConfigFile(name, Path(name).absolute()) for _, name in sorted(names)]
 
 
 def check_yaml(args: Sequence[str]) -> None:
     """Every config file named in the arguments is there and is YAML; raises UsageError with file and line."""
-    for file in config_files(args):
+    for file, path in config_files(args):
         try:
-            found = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+            found = yaml.safe_load(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise UsageError(f"{file}: {error.strerror}, expected a YAML file of options") from None
         except UnicodeDecodeError:
             raise UsageError(f"{file}: found a byte that is not UTF-8, expected a YAML file of options") from None
-        except yaml.MarkedYAMLError as error:
-            line = error.problem_mark.line + 1 if error.problem_mark else 1
-            raise UsageError(f"{file}:{line}: {error.problem}, expected YAML") from None
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+            raise UsageError(f"{file}:{mark.line + 1 if mark else 1}: {problem}, expected YAML") from None
         if not isinstance(found, dict):
             raise UsageError(f"{file}: found {type(found).__name__}, expected a YAML file of options")
 
@@ -53,10 +70,12 @@ class OneMessage:
     """A parser that raises UsageError in place of printing every option there is."""
 
     words: Sequence[str] = ()
+    files: Sequence[ConfigFile] = ()
 
     def parse_args(self, args: Any = None, *more: Any, **options: Any) -> Any:
         """As in jsonargparse."""
         self.words = args if isinstance(args, (list, tuple)) else ()
+        self.files = config_files(self.words)
         return super().parse_args(args, *more, **options)  # type: ignore[misc]
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -67,73 +86,142 @@ class OneMessage:
         """
         if not self.exit_on_error:  # type: ignore[attr-defined]
             super().error(message, ex)  # type: ignore[misc]
-        raise UsageError(explained(message, _names(self), config_files(self.words))) from None
+        raise UsageError(explained(message, _names(self), self.files, self.words)) from None
 
 
 class Parser(OneMessage, ArgumentParser):
-    """Of a function's options."""
+    """The parser of a command that is a function, or of the steps of an evaluation."""
 
 
-def explained(message: str, names: Sequence[str], files: Sequence[str]) -> str:
+def explained(message: str, names: Sequence[str] = (), files: Sequence[ConfigFile] = (), words: Sequence[str] = ()) -> str:
     """What jsonargparse says, in the words of this project.
 
     Args:
         message: Its own.
         names: The parser's options, with dots.
         files: Config files, later ones over earlier ones.
+        words: The command line: an option that stands there has no place in a file.
     """
-    block = ".".join(KEY.findall(message))
+    keys = list(KEY.finditer(message))
+    block, inside = ".".join(k[1] for k in keys), message[keys[-1].end() :] if keys else message
+    classes = CLASS.findall(message)
+
+    def told(option: str, found: str, expected: str, value: str | None = None) -> str:
+        at = place(option, files, words, value)
+        return f"{at}{option}: found {_short(found)}, expected {expected}"
+
     if found := UNRECOGNIZED.search(message):
         word = found[1].split()[0].split("=")[0]
         if not word.startswith("-"):
             return f"{found[1]}: found a word, expected options alone (--NAME VALUE)"
-        return f"{found[1]}: found an unknown option{_instead(word.lstrip('-'), names)}"
+        return f"{found[1]}: found an unknown option, expected {_instead(word.lstrip('-'), names)}"
     if found := UNKNOWN.search(message):
         name, group, in_group = found.groups()
-        if group:  # of a linked block too: its name is enough
+        if group:  # a linked block has another name inside
             name, block = in_group, group
             names = [n.removeprefix(f"{group}.") for n in names if n.startswith(f"{group}.")]
-        elif in_class := CLASS.findall(message):
-            names = _options_of(in_class[-1])
+        elif classes:
+            names = [*_options_of(classes[-1]), "class_path", "init_args"]
         name = name or in_group
-        whole = f"{block}.{name}" if block else name
-        return f"{place(name, files)}{whole}: found an unknown option{_instead(name, names)}"
-    if found := WRONG.search(message):
-        name, kind, value = found[1], found[2], found[3].strip()
-        return f"{place(name, files, value)}{block}: found {value}, expected {kind}"
-    if found := NO_CLASS.search(message):
-        path = found[3] or f"{found[1]}.{found[2]}"
-        at = place("class_path", files, path) or place(block.rsplit(".", 1)[-1], files, path)
-        return f"{at}{block}: found {path}, expected a class that is there, by its import path"
-    return " ".join(message.split())
+        return told(_join(block, name), "an unknown option", _instead(name, names))
+    if found := REQUIRED.search(inside):
+        return "\n".join(told(_join(block, name), "nothing", "a value") for name in found[1].split(", "))
+    if (found := NO_CLASS.search(inside)) and (found[2] or classes):
+        why = f" ({found[1]})" if found[1] else ""
+        at = place(f"{block}.class_path", files, words) or place(block, files, words)
+        return f"{at}{block}: found {found[2] or classes[-1]}, expected a class that is there, by its import path{why}"
+    if found := WRONG.search(inside):
+        return told(block, found[2], _kinds(found[1]), found[2])
+    if (found := NONE_OF.search(inside)) and not CLASS.search(inside):
+        return told(block, found[2], _kinds(found[1]), found[2])
+    reason = BULLET.search(inside)
+    at = f"{place(block, files, words)}{block}: " if block else ""
+    return at + _short(" ".join((reason[1] if reason else inside).split()), LONGEST)
 
 
-def place(option: str, files: Sequence[str], value: str | None = None) -> str:
-    """`file:line: ` of an option, from the last of the files that has it; nothing where none has.
+def nulls(of: Callable[..., Any], given: Mapping[str, Any], parser: Any, block: str = "") -> list[str]:
+    """Options that are null although they may not be, in words; jsonargparse lets them pass.
 
     Args:
-        option: Its name, or the end of it: `kl_coef`, `model.init_args.kl_coef`.
-        value: Its value; without, any.
+        of: The function or class that they are for.
+        given: Option → value.
+        parser: A `OneMessage` that has parsed.
+        block: Where they stand.
     """
-    end = option.split(".")
-    for file in reversed(files):
-        with open(file, encoding="utf-8") as handle:
-            for path, key, said in _entries(yaml.compose(handle), ()):
-                if path[-len(end) :] == tuple(end) and value in (None, getattr(said, "value", None)):
-                    return f"{file}:{key.start_mark.line + 1}: "
-    return ""
+    made_by: Any = of if is_dataclass(of) or not isinstance(of, type) else inspect.getattr_static(of, "__init__")
+    hints = typing.get_type_hints(made_by)
+    wrong = [name for name, value in given.items() if value is None and name in hints and not _may_be_null(hints[name])]
+    told = [(_join(block, name), _kinds(str(hints[name]))) for name in wrong]
+    return [f"{place(name, parser.files, parser.words)}{name}: found null, expected {kind}" for name, kind in told]
 
 
-def _entries(node: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any, Any]]:
-    """(path, key, value) of every entry of a YAML file, as nodes."""
+def _may_be_null(hint: Any) -> bool:
+    return hint is Any or type(None) in typing.get_args(hint)
+
+
+def place(option: str, files: Sequence[ConfigFile], words: Sequence[str] = (), value: str | None = None) -> str:
+    """`file:line: ` of an option, from the last of the files that has it; nothing where none has, or where a flag says it.
+
+    Args:
+        option: Its blocks and name, with dots and without `init_args`.
+        files, words: As for `explained`.
+        value: What was found: of several files, one that says so comes first.
+    """
+    wanted = _parts(option)
+    if any(_parts(word[2:].split("=")[0]) == wanted for word in words if word.startswith("--")):
+        return ""
+    there: list[tuple[bool, str]] = []
+    for file in files:
+        for path, line, said in _entries(yaml.compose(file.path.read_text(encoding="utf-8")), ()):
+            rest = iter(path)
+            if path[0] == wanted[0] and path[-1] == wanted[-1] and all(part in rest for part in wanted):
+                there.append((said == value is not None, f"{file.name}:{line}: "))
+    same = [at for as_found, at in there if as_found]
+    return (same or [at for _, at in there] or [""])[-1]
+
+
+def _entries(node: Any, path: tuple[str, ...], seen: tuple[int, ...] = ()) -> Iterator[tuple[tuple[str, ...], int, Any]]:
+    """(path without `init_args`, line, text of a scalar) of every entry of a YAML file."""
+    if id(node) in seen:  # an alias inside what it stands for
+        return
+    seen = (*seen, id(node))
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
-            inside = (*path, str(key.value))
-            yield inside, key, value
-            yield from _entries(value, inside)
+            inside = (*path, *_parts(str(key.value)))
+            if inside:
+                yield inside, key.start_mark.line + 1, value.value if isinstance(value, yaml.ScalarNode) else None
+            yield from _entries(value, inside, seen)
     elif isinstance(node, yaml.SequenceNode):
         for value in node.value:
-            yield from _entries(value, path)
+            yield from _entries(value, path, seen)
+
+
+def _parts(option: str) -> tuple[str, ...]:
+    """An option's blocks and name."""
+    return tuple(part for part in option.removesuffix("+").split(".") if part != "init_args")
+
+
+def _join(block: str, name: str) -> str:
+    return f"{block}.{name}" if block else name
+
+
+def _short(text: str, longest: int = 100) -> str:
+    return text if len(text) <= longest else text[: longest - 3] + "..."
+
+
+def _kinds(types: str) -> str:
+    """Python's names of types → those of YAML: `<class 'int'>, <class 'NoneType'>` → `int or null`."""
+    plain = re.sub(r"<class '(?:[\w.]+\.)?(\w+)'>", r"\1", types)
+    plain = re.sub(r"(?:typing\.)?Literal\[([^\]]*)\]", lambda m: m[1].replace(", ", " or "), plain)
+    plain = re.sub(r"\bNone(Type)?\b", "null", re.sub(r"\b(?:[a-z_]+\.)+(?=[A-Z])", "", plain))
+    parts, depth = [""], 0
+    for letter in plain:
+        depth += (letter == "[") - (letter == "]")
+        if letter in ",|" and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return " or ".join(part.strip() for part in parts)
 
 
 def _names(parser: Any) -> list[str]:
@@ -146,15 +234,14 @@ def _options_of(path: str) -> list[str]:
     """A class's options; none where there is no such class."""
     module, _, name = path.rpartition(".")
     try:
-        made = getattr(__import__(module, fromlist=[name]), name)
-        return [p for p in inspect.signature(made).parameters if p != "self"]
-    except (ImportError, AttributeError, ValueError):
+        return [p for p in inspect.signature(getattr(import_module(module), name)).parameters if p != "self"]
+    except (ImportError, AttributeError, TypeError, ValueError):
         return []
 
 
 def _instead(option: str, names: Sequence[str]) -> str:
     """What was probably meant."""
     parts = option.split(".")
-    known = {".".join(name.split(".")[: len(parts)]) for name in names} | {name.rsplit(".", 1)[-1] for name in names}
-    alike = difflib.get_close_matches(option, sorted(known), n=1) or difflib.get_close_matches(parts[-1], sorted(known), n=1)
-    return f", expected perhaps {alike[0]}" if alike else ", expected one that --help lists"
+    known = sorted({".".join(name.split(".")[: len(parts)]) for name in names} | {name.rsplit(".", 1)[-1] for name in names})
+    alike = difflib.get_close_matches(option, known, n=1) or difflib.get_close_matches(parts[-1], known, n=1)
+    return f"perhaps {alike[0]}" if alike else "one that --help lists"

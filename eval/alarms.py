@@ -14,8 +14,8 @@ Doubt = dict[str, str | None]  # kind, policy (or None), text
 
 METHODS = {
     "Win rate": (
-        "Share of pairs on the same prompt in which the judge prefers the first policy (a higher score, or the mean of its "
-        "verdicts), a tie counting half; Wilson's score interval with the prompt as cluster (Korn & Graubard 1998)."
+        "Mean over pairs on the same prompt of 1 where the judge prefers the first policy, ½ where neither, else 0; of several "
+        "verdicts on a pair their mean. Wilson's score interval with the prompt as cluster (Korn & Graubard 1998)."
     ),
     "p": (
         "Two-sided exact sign test over prompts (tied prompts dropped), then Holm's (1979) correction "
@@ -96,7 +96,7 @@ def headline(report: Report) -> str:
             f"On {report['n_prompts']} prompts the {main['name']} policy scored {score} by {judge}{distance}."
         )
     c = found[0]
-    share = f"{100 * c['rate']:.1f} % of pairs"
+    share = f"{100 * c['rate']:.1f} % of {'verdicts' if report['verdicts'] else 'pairs'}"
     if c["low"] > 0.5:
         result = f"beat {c['b']} in {share}"
     elif c["high"] < 0.5:
@@ -122,10 +122,12 @@ def warnings(report: Report) -> list[Doubt]:
 
 
 def _about_comparison(report: Report) -> Iterator[Doubt]:
-    n = report["n_prompts"]
-    for c in report["comparisons"]:
-        if (c["a"], c["b"]) == (report["main"], report["baseline"]):
-            n = c["prompts"]
+    n, judged = report["n_prompts"], {(c["a"], c["b"]): c["prompts"] for c in report["comparisons"]}
+    if report["verdicts"]:
+        n = min(judged.values(), default=0)
+        for base in report["baselines"]:
+            if base != report["main"] and (report["main"], base) not in judged and (base, report["main"]) not in judged:
+                yield _warning("not judged", report["main"], f"No verdict compares {report['main']} with {base}.")
     if n < 100:
         yield _warning(
             "few prompts", None, f"Only {n} prompts were compared (fewer than 100): the intervals are wide."
@@ -135,7 +137,7 @@ def _about_comparison(report: Report) -> Iterator[Doubt]:
             what = "each prompt as often" if c["same_prompts"] else "the same prompts"
             text = f"{c['a']} and {c['b']} did not answer {what}: {c['unpaired']} responses have no partner, and are left out."
             yield _warning("prompts differ", c["a"], text)
-        if c["unjudged"] and c["a"] == report["main"]:
+        if c["unjudged"] and report["main"] in (c["a"], c["b"]):
             share = f"{c['unjudged']:,} of {c['unjudged'] + c['prompts']:,} prompts"
             text = f"{c['a']} and {c['b']} have no verdict on {share}: those are left out."
             yield _warning("not judged", c["a"], text)

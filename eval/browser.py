@@ -79,7 +79,7 @@ SCRIPT_HASH = "sha256-" + base64.b64encode(hashlib.sha256(SCRIPT.encode()).diges
 
 
 def choose(table: Mapping[str, Sequence[Row]], outcomes: Outcomes, judge: str, n: int, seed: int) -> list[dict[str, Any]]:
-    """Up to n prompts by a seeded draw, each with the first response of every policy, cut, with the spans copied.
+    """Up to n prompts by a seeded draw, each with every policy's first response that was judged, cut, with the spans copied.
 
     Args:
         table: Policy → its rows, from the baseline to the main one.
@@ -88,8 +88,9 @@ def choose(table: Mapping[str, Sequence[Row]], outcomes: Outcomes, judge: str, n
         seed: Of the draw; the first k of a longer draw are those of a shorter one.
     """
     first: dict[Any, dict[str, Row]] = {}
+    judged = {(name, key) for pair, won in outcomes.won.items() for keys in won for name, key in zip(pair, keys, strict=True)}
     for name, rows in table.items():
-        for row in sorted(rows, key=lambda row: row.get("index", 0)):
+        for row in sorted(rows, key=lambda row: ((name, key_of(row)) not in judged, row.get("index", 0))):
             first.setdefault(row["id"], {}).setdefault(name, row)
     shared = [key for key, found in first.items() if len(found) == len(table)] or list(first)
     random.Random(seed).shuffle(shared)

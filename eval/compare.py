@@ -68,12 +68,13 @@ def compare(
     result: dict[str, Any] = {"judgements": [], "judges": []}
     every: list[Verdict] = []
     won: dict[str, dict[tuple[str, str], Won]] = {}
+    rows_of = {(a, b): paired(samples[a], samples[b]) for a, b in pairs}
     for name, judge in judges.items():
-        rows_of = {(a, b): paired(samples[a], samples[b]) for a, b in pairs}
         judge.prepare(pair for x, y in rows_of.values() for pair in zip(x, y, strict=True))
         verdicts = {names: judge(*of_both) for names, of_both in rows_of.items()}
-        table, summary = judge_table(name, verdicts, samples)
-        won[name] = {pair: by_key(outcomes(given, pair[0])[0]) for pair, given in verdicts.items()}
+        told = {(a, b): outcomes(given, a) for (a, b), given in verdicts.items()}
+        won[name] = {pair: without_policies(found) for pair, (found, _) in told.items()}
+        table, summary = judge_table(name, verdicts, told, samples)
         if isinstance(judge, FileJudge):
             # on prompts or policies that the table does not compare
             summary["unused"] = judge.left_out + len(judge.verdicts) - summary["verdicts"]
@@ -154,15 +155,24 @@ def outcomes(verdicts: Sequence[Verdict], policy: str) -> tuple[dict[Pair, float
     return {p: sum(x) / len(x) for p, x in found.items() if p not in left_out}, counts
 
 
-def by_key(found: Mapping[Pair, float]) -> Won:
-    """`outcomes` without the names of the policies."""
+def without_policies(found: Mapping[Pair, float]) -> Won:
+    """Pair → outcome, by (id, index) alone."""
     return {((x[0], x[2]), (y[0], y[2])): value for (x, y), value in found.items()}
 
 
 def judge_table(
-    name: str, verdicts: Mapping[tuple[str, str], Sequence[Verdict]], samples: Mapping[str, Mapping[tuple[str, int], Row]]
+    name: str,
+    verdicts: Mapping[tuple[str, str], Sequence[Verdict]],
+    told: Mapping[tuple[str, str], tuple[dict[Pair, float], dict[str, int]]],
+    samples: Mapping[str, Mapping[tuple[str, int], Row]],
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """One judge's rows, of the pairs of policies that it judged, and what is known of the judge."""
+    """One judge's rows, of the pairs of policies that it judged, and what is known of the judge.
+
+    Args:
+        name: The judge's.
+        verdicts, told: Of each two policies: all of them, and their `outcomes`.
+        samples: Policy → (id, index) → row.
+    """
     every = [v for given in verdicts.values() for v in given]
     place = position(every)
     bias = {k: place["first"][k] for k in ("rate", "low", "high")} if place else None
@@ -170,8 +180,7 @@ def judge_table(
     games: list[tuple[str, str, float]] = []
     prompts: list[str] = []
     not_judged = []
-    for (a, b), given in verdicts.items():
-        found, missing = outcomes(given, a)
+    for (a, b), (found, missing) in told.items():
         if not found:
             not_judged.append({"a": a, "b": b, **missing})
             continue

@@ -38,6 +38,7 @@ from lightning_rlhf.tasks import UsageError
 
 Row = Mapping[str, Any]
 Sample = tuple[str, str, int]  # id, policy, index
+KINDS = ("verdicts", "lm", "server")
 WINNERS = ("a", "b", "tie", "unparsable", "failed")
 QUESTION = """Two responses to the same prompt are to be compared.
 
@@ -86,8 +87,8 @@ class Judge(Protocol):
         ...
 
     def prepare(self, pairs: Iterable[tuple[Row, Row]]) -> None:
-        """Hear of every pair that will be judged, so that what is alike may be asked together."""
-        ...
+        """Hear of every pair that will be judged, so that what is alike may be asked together; no need to."""
+        return
 
     def __call__(self, a: Sequence[Row], b: Sequence[Row]) -> list[Verdict]:
         """Verdicts about two policies' rows, a[i] and b[i] answering the same prompt."""
@@ -103,14 +104,7 @@ def verdict(first: Row, second: Row, winner: str, judge: str, seconds: float | N
 # ------------------------------------------------------------------------------------------------- scores and files
 
 
-class _Unprepared:
-    """What a judge that needs no preparation shares."""
-
-    def prepare(self, pairs: Iterable[tuple[Row, Row]]) -> None:
-        """Nothing."""
-
-
-class ScoreJudge(_Unprepared):
+class ScoreJudge(Judge):
     """The higher score, or measure, wins; the same ties."""
 
     def __init__(self, name: str) -> None:
@@ -179,7 +173,7 @@ def _verdicts(path: str | Path) -> Iterator[tuple[str, Verdict]]:
         yield at, v
 
 
-class FileJudge(_Unprepared):
+class FileJudge(Judge):
     """Verdicts of people (or of anything else) from a file."""
 
     def __init__(self, path: str) -> None:
@@ -195,16 +189,21 @@ class FileJudge(_Unprepared):
         kept = [(at, v) for at, v in self.read if v.id in prompts or v.id not in of]
         self.left_out, self.read = len(self.read) - len(kept), kept
 
+    def check_names(self, policies: Collection[str], ids: Collection[str]) -> None:
+        """Every verdict is about policies and prompts that there are; raises DataError."""
+        for at, v in self.read:
+            for id_, policy, _ in (v.a, v.b):
+                if policy not in policies:
+                    raise bad(at, "policy", f"a verdict on {policy!r}", f"one of the policies {sorted(policies)}")
+                if id_ not in ids:
+                    raise bad(at, "id", f"a verdict on prompt {id_!r}", "the id of a prompt that was sampled")
+
     def check(self, rows: Sequence[Row]) -> None:
         """Every verdict is about samples that are there."""
         there = {(str(r["id"]), r["policy"], r.get("index", 0)) for r in rows}
-        policies, ids = sorted({s[1] for s in there}), {s[0] for s in there}
+        self.check_names({s[1] for s in there}, {s[0] for s in there})
         for at, v in self.read:
             for sample in (v.a, v.b):
-                if sample[1] not in policies:
-                    raise bad(at, "policy", f"a verdict on {sample[1]!r}", f"one of the policies {policies}")
-                if sample[0] not in ids:
-                    raise bad(at, "id", f"a verdict on prompt {sample[0]!r}", "the id of a prompt that was sampled")
                 if sample not in there:
                     found = f"a verdict on sample {sample[2]} of policy {sample[1]!r} to prompt {sample[0]!r}"
                     raise bad(at, "index", found, "a sample that is there")
@@ -237,7 +236,7 @@ def parse_answer(text: str | None) -> str:
     return found[1].lower() if found else "unparsable"
 
 
-class AskedJudge:
+class AskedJudge(Judge):
     """A language model that is asked about each pair in both orders; its answers are kept in a file, one a line."""
 
     def __init__(self, name: str, model: Answers, path: Path) -> None:
@@ -391,6 +390,11 @@ def _content(answer: Any) -> str:
 
 
 # ------------------------------------------------------------------------------------------------------------- by name
+
+
+def gives_verdicts(name: str) -> bool:
+    """Whether a judge of that name gives verdicts; else it is a score's name."""
+    return name.partition(":")[0] in KINDS
 
 
 def find_judge(name: str) -> tuple[str, str]:

@@ -42,7 +42,7 @@ class Options:
         limit: Use so many prompts; null: all.
         n_samples: Prompts shown side by side in the report.
         n_browse: Prompts that the report's browser holds.
-        batch_size: Prompts at a time.
+        batch_size: Prompts at a time; questions, of a local judge.
         precision: `32`, `bf16`, or `auto`: bf16 where the hardware is fast at it.
         seed: Of the sampling.
     """

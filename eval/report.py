@@ -394,13 +394,14 @@ def judge_name(judge: str) -> str:
     """Who judges, in words."""
     kind, colon, rest = judge.partition(":")
     if colon and kind in ASKED:
-        return ASKED[kind].format(rest.partition("@")[0] if kind == "server" else Path(rest).name)
+        return ASKED[kind].format({"verdicts": Path(rest).name, "lm": rest, "server": rest.rpartition("@")[0]}[kind])
     return JUDGES.get(judge, name_of(judge) if name_of(judge) != judge else f"the score “{judge}”")
 
 
 def _axis(rows: Sequence[Row]) -> str:
-    """The score that is drawn against KL where pairs are won by verdicts: the known or the learned one, which all have."""
-    return next((name for name in ("known", "learned") if all(name in row["scores"] for row in rows)), "learned")
+    """Where pairs are won by verdicts: the score in the headline table, and drawn against KL; one that all rows have."""
+    own = [name for name in rows[0]["scores"] if name not in ("kl", "ref_nll")]
+    return next((name for name in ("known", "learned", *own) if all(name in row["scores"] for row in rows)), "rougeL")
 
 
 def _kl_target(provenance: Sequence[Mapping[str, Any]]) -> float | None:

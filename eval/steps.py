@@ -12,7 +12,7 @@ from eval.alarms import MAIN
 from eval.baselines import Policy, as_policies, policy_problems
 from eval.compare import compare, policy_pairs
 from eval.curves import stage_curves
-from eval.judges import FileJudge, find_judge, load_judge
+from eval.judges import FileJudge, ScoreJudge, find_judge, gives_verdicts, load_judge
 from eval.measures import measure_names
 from eval.options import Options
 from eval.outcomes import Won
@@ -97,6 +97,7 @@ def checked(step: str, o: Options) -> Plan:
         if run not in others:
             problems.append(f"more_logs.{run}: {path}: found no ppo/version_*/metrics.csv there")
     problems += told(policy_pairs, list(chosen), o.baselines)
+    asked = None
     try:
         for name in (o.reference, o.lm if any(p.server for p in chosen.values()) else None):
             if name is not None and step != "compare":
@@ -106,9 +107,13 @@ def checked(step: str, o: Options) -> Plan:
             if reward is not None:
                 find_reward(reward, o.task.name, o.allow_other_task, option, "--allow_other_task")
         asked = held_out(o.prompts, o.samples, o.limit, o.source_column)
+        everything = asked if o.limit is None else held_out(o.prompts, o.samples, None, o.source_column)
+        for name in asked_of(o, o.judge):
+            if name.startswith("verdicts:"):
+                FileJudge(find_judge(name)[1]).check_names(chosen, everything.records)
     except (UsageError, DataError) as error:
-        problems.append(str(error))
-    if problems:
+        problems += [str(error)] if str(error) not in problems else []
+    if problems or asked is None:
         raise UsageError("\n".join(problems))
     judge = o.judge
     if judge is None and (step == "report" or (step == "compare" and not o.judges)):
@@ -122,7 +127,7 @@ def judge_problems(o: Options, policies: dict[str, Policy]) -> list[str]:
     rewards = {"known": o.known_reward, "learned": o.learned_reward}
     own = own_scores(policies) if o.judge is not None else set()
     given = {kind for kind, reward in rewards.items() if reward is not None} | ({"kl", "ref_nll"} if o.reference else set())
-    if o.judge is not None and ":" in o.judge:
+    if o.judge is not None and gives_verdicts(o.judge):
         problems += told(find_judge, o.judge)
     elif o.judge is not None and o.judge not in given | own | measure_names():
         problems.append(
@@ -136,6 +141,12 @@ def judge_problems(o: Options, policies: dict[str, Policy]) -> list[str]:
     if o.ensemble and not (o.learned_reward and o.comparisons):
         problems.append(f"ensemble: found {o.ensemble}, expected learned_reward and comparisons with it")
     return problems
+
+
+def asked_of(o: Options, judge: str | None) -> list[str]:
+    """The judges of the compare step; the report's too, where that one gives verdicts."""
+    more = [judge] if judge is not None and (not o.judges or gives_verdicts(judge)) else []
+    return list(dict.fromkeys([*more, *(o.judges or [])]))
 
 
 def default_judge(o: Options, policies: dict[str, Policy], prompts: HeldOut) -> str:
@@ -176,8 +187,7 @@ def record_of(o: Options, policies: dict[str, Policy], judge: str | None) -> Run
     names = ("samples", "prompts", "judges", "baselines", "reference", "known_reward", "learned_reward", "use_stemmer", "limit")
     same = {name: getattr(o, name) for name in (*names, "batch_size", "precision")}
     options = {"policies": shown, "task": asdict(o.task), "judge": judge, **same}
-    asked = [*([judge] if judge else []), *(o.judges or [])]
-    verdicts = [name.partition(":")[2] for name in dict.fromkeys(asked) if name.startswith("verdicts:")]
+    verdicts = [name.partition(":")[2] for name in asked_of(o, judge) if name.startswith("verdicts:")]
     texts = [p.model for p in policies.values() if p.is_samples]
     read = [file for path in dict.fromkeys([*filter(None, [o.prompts]), *texts, *verdicts]) for file in list_files(path)]
     return RunInfo("eval", o.seed, options, list(read))
@@ -200,16 +210,16 @@ def compared(o: Options, plan: Plan, folder: Path) -> tuple[list[dict[str, Any]]
     if o.samples is not None:
         of_samples = [r for r in rows if plan.policies[r["policy"]].model == o.samples]
         check_fresh(of_samples, o.samples, file, plan)
-    names = list(o.judges or [str(plan.judge)])
-    if plan.judge is not None and ":" in plan.judge and plan.judge not in names:
-        names.insert(0, plan.judge)
-    judges = {name: load_judge(name, folder / "verdicts", o.batch_size, o.precision) for name in names}
+    judges = {
+        name: load_judge(name, folder / "verdicts", o.batch_size, o.precision) if gives_verdicts(name) else ScoreJudge(name)
+        for name in asked_of(o, plan.judge)
+    }
     for judge in judges.values():
         if o.limit is not None and isinstance(judge, FileJudge):
             judge.keep(plan.prompts.records, held_out(o.prompts, o.samples, None, o.source_column).records)
     found = compare(rows, list(plan.policies), judges, folder, o.baselines)
     print(found.text)
-    return rows, found.won.get(str(plan.judge)) if ":" in str(plan.judge) else None
+    return rows, found.won.get(str(plan.judge)) if gives_verdicts(str(plan.judge)) else None
 
 
 def check_fresh(rows: list[dict[str, Any]], samples: str, scored: Path, plan: Plan) -> None:

@@ -85,7 +85,7 @@ def label(
             few. Validation prompts have one each; the demonstrations are the first comparisons' choices.
         train: Label so many training prompts; null: all.
         val: Label so many validation prompts; null: all.
-        batch_size: Comparisons at a time: so many prompts, or fewer of which each has several.
+        batch_size: Comparisons at a time.
         precision: `32`, `bf16`, or `auto`: bf16 where the hardware is fast at it.
         seed: Of the sampling.
 
@@ -126,12 +126,12 @@ def label(
         for split, records in splits.items():
             each = per_prompt if split == "train" else 1
             part = Path(output) / f"{split}.part"
-            key = {**made_by, "prompts": file_sha256(files[split]), "limit": limits[split]}
+            at_once = max(1, batch_size // each)
+            key = {**made_by, "prompts": file_sha256(files[split]), "limit": limits[split], "at_once": at_once}
             batches = {batch["first"]: batch["rows"] for batch in unfinished(part, key)}
             comparisons: list[dict[str, Any]] = [row for first in sorted(batches) for row in batches[first]]
             done = len(comparisons) // each
             bar = tqdm(total=len(records), initial=done, desc=f"labels {split}", unit="prompt")
-            at_once = max(1, batch_size // each)
             for first in range(done, len(records), at_once):
                 batch = records[first : first + at_once]
                 number = first // at_once + (1_000_000 if split == "val" else 0)

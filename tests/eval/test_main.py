@@ -167,12 +167,45 @@ def test_people_are_the_headline_judge(folder: Path, refused: Callable[..., str]
     page = re.sub("<[^>]+>", "", (folder / "out" / "report.html").read_text(encoding="utf-8"))
     assert "Judged by the verdicts in votes.jsonl" in page
     assert str(folder / "votes.jsonl") in report["provenance"][0]["data"]
+    assert "78.6 % of verdicts" in report["headline"]
     nobody = run("report", folder, f"--judge={judge}", "--baselines=[human]", "--judges=[rougeL]")
     assert nobody["headline"] == "No verdict on 8 prompts compares zero with human."
+    assert {w["text"] for w in nobody["warnings"] if w["kind"] == "not judged"} == {"No verdict compares zero with human."}
     error = refused(
         ["report", "--samples", str(folder / "s"), "--output", str(folder / "out"), "--judge=verdicts:none.jsonl"], main=main
     )
     assert "judge 'verdicts:none.jsonl': no such file" in error
+
+
+@pytest.mark.parametrize(
+    ("vote", "said"),
+    [
+        ({"winner": "A"}, "votes.jsonl:1: field 'winner': found \"A\", expected a, b or tie"),
+        ({"policy_b": "nobody"}, "votes.jsonl:1: field 'policy': found a verdict on 'nobody', expected one of the policies"),
+        ({"id": "p99"}, "votes.jsonl:1: field 'id': found a verdict on prompt 'p99'"),
+    ],
+)
+def test_wrong_verdicts_are_told_before_anything_is_sampled(
+    folder: Path, refused: Callable[..., str], vote: dict[str, str], said: str
+) -> None:
+    write_jsonl(folder / "votes.jsonl", [{"id": "p0", "policy_a": "ppo", "policy_b": "zero", "winner": "a", "judge": "x"} | vote])
+    words = ["report", "--samples", str(folder / "s"), "--output", str(folder / "out"), "--policies", "{model: stories260k}"]
+    for option in ("--judge=verdicts:{}", "--judges=[rougeL, 'verdicts:{}']"):
+        assert said in refused([*words, option.format(folder / "votes.jsonl")], main=main)
+    assert not (folder / "out").exists()
+
+
+def test_people_who_saw_other_samples_than_the_first(folder: Path) -> None:
+    """The browser shows the samples that were judged; a score with a colon in its name is a score."""
+    own = [{"index": k, "scores": {"gold:v2": 1.0 * k}} for k in (0, 1)]
+    rows = [{**r, **more, "response": f"{r['response']} {more['index']}"} for r in samples() for more in own]
+    write_jsonl(folder / "s" / "all.jsonl", rows)
+    seen = {"policy_a": "zero", "policy_b": "ppo", "index_a": 1, "index_b": 1, "winner": "b", "judge": "x"}
+    write_jsonl(folder / "votes.jsonl", [{"id": f"p{i}", **seen} for i in range(8)])
+    report = run("report", folder, f"--judge=verdicts:{folder / 'votes.jsonl'}", "--baselines=[zero]")
+    assert {s["won"] for s in report["samples"]} == {"won"} and report["axis"] == "gold:v2"
+    assert all(r["text"].endswith(" 1") for s in report["samples"] for r in s["responses"] if r["policy"] != "human")
+    assert run("report", folder)["judge"] == "gold:v2"
 
 
 def test_samples_that_changed_since_they_were_scored(folder: Path, refused: Callable[..., str]) -> None:

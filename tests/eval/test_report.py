@@ -15,7 +15,7 @@ import pytest
 from eval.browser import SCRIPT, SCRIPT_HASH
 from eval.curves import read_curves, stage_curves
 from eval.plots import line_chart, ticks
-from eval.report import build_report, render_html, render_markdown, write_report
+from eval.report import build_report, judge_name, render_html, render_markdown, write_report
 from eval.text import interval, p_text, signed
 from eval.winrate import mean_interval, paired_outcomes, win_rate
 
@@ -132,6 +132,13 @@ def test_numbers_are_those_of_the_functions() -> None:
         == sum(not r["found"] for r in rows if r["policy"] == "zero-shot") / 120
     )
     assert json.loads(json.dumps(report, allow_nan=False)) == report
+
+
+def test_judges_in_words() -> None:
+    assert judge_name("server:@cf/meta/llama@http://x/v1") == "the language model @cf/meta/llama"
+    assert judge_name("lm:Qwen/X") == "the language model Qwen/X"
+    assert judge_name("verdicts:a/votes.jsonl") == "the verdicts in votes.jsonl"
+    assert judge_name("gold:v2") == "the score “gold:v2”" and judge_name("rougeL") == "ROUGE-L"
 
 
 def test_samples_that_do_not_say_whether_they_stopped() -> None:

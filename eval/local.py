@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from itertools import takewhile
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,10 +71,12 @@ class LocalModel:
         model, common = self.lm.model, _common([row[:-1] for row in rows])  # each row has a last token of its own
         device = device_of(model)
         with run_context(self.precision, model):
-            if len(rows) == 1 or len(common) < WORTH:
+            cache: Any = None
+            if len(rows) > 1 and len(common) >= WORTH:
+                cache = model.base_model(input_ids=torch.tensor([common], device=device), use_cache=True).get("past_key_values")
+            if not hasattr(cache, "batch_repeat_interleave"):  # a model without a cache, or with one of its own
                 ids, mask = (x.to(device) for x in tokens.pad_batch(rows, self.lm.pad_id, "left"))
                 return logits_of(model, hidden_states(model, ids, mask)[:, -1]).float()
-            cache = model.base_model(input_ids=torch.tensor([common], device=device), use_cache=True).past_key_values
             cache.batch_repeat_interleave(len(rows))
             rest = [row[len(common) :] for row in rows]
             ids, mask = (x.to(device) for x in tokens.pad_batch(rest, self.lm.pad_id, "right"))

@@ -81,6 +81,9 @@ def plot(cells: dict[tuple[int, int], tuple[float, float]], batches: list[int], 
             if line:
                 axis.plot(*zip(*line, strict=True), marker="o", label=f"batch {batch}")
         axis.set(xscale="log", ylim=(0, None), xlabel="response tokens", title=("rollout and scoring", "update (1 epoch)")[part])
+        lengths = sorted({length for length, _ in cells})
+        axis.set_xticks(lengths, map(str, lengths))
+        axis.minorticks_off()
     axes[0].set_ylabel("µs a sampled token")
     axes[1].legend()
     figure.suptitle(title)

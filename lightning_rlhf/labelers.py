@@ -144,13 +144,21 @@ def label(
                 comparisons += rows
                 bar.update(len(batch))
             bar.close()
-            counts[split] = write_jsonl(Path(output) / f"{split}.jsonl", comparisons)
+            kept = [c for c in comparisons if not all_alike(c["responses"])]
+            if len(kept) < len(comparisons):
+                print(f"labels {split}: {len(comparisons) - len(kept)} comparisons of equal responses were left out")
+            counts[split] = write_jsonl(Path(output) / f"{split}.jsonl", kept)
             chosen = [{"prompt": c["prompt"], "completion": c["responses"][c["best"]]} for c in comparisons[::each]]
             write_jsonl(Path(output) / f"demonstrations.{split}.jsonl", chosen)
         info.write(output, figures=counts)
         for split in splits:
             (Path(output) / f"{split}.part").unlink(missing_ok=True)
     print(f"{output}: {counts['train']} train and {counts['val']} val comparisons, best of {num_samples} by {labeler}")
+
+
+def all_alike(responses: list[str]) -> bool:
+    """Whether there is nothing to choose between."""
+    return all(response == responses[0] for response in responses)
 
 
 def compare(reward: Any, prompts: list[Prompt], texts: list[list[str]]) -> list[dict[str, Any]]:

@@ -28,13 +28,15 @@ from .files import DataError, append_jsonl, read_jsonl, write_jsonl
 from .fit import run_fit
 from .folders import point
 from .generation import seed_for
-from .labelers import answer, compare
+from .labelers import all_alike, answer, compare
 from .models import LM, find_lm, load_on_device, precision_problems, run_context
 from .records import Prompt, read_prompts
 from .runinfo import RunInfo
 from .scoring import load_callable
 from .stage import StageCheckpoint
 from .tasks import Task, TaskTokens, UsageError, task_tokens
+
+REDRAWN = 8  # times that a comparison of equal responses is drawn anew
 
 # ------------------------------------------------------------------------------------------------------------ schedule
 
@@ -160,6 +162,21 @@ class Collector:
             other = answer(reference, self.task, resolved, texts, seeds[1], num_samples - num_samples // 2, whole=False)[0]
         return [a + b for a, b in zip(own, other, strict=True)]
 
+    def draw(self, split: str, prompts: list[Prompt], first: int, count: int, num_samples: int) -> tuple[list[Prompt], list[Any]]:
+        """Prompts number first … first + count − 1, in turn, and responses to each; a prompt whose responses are all alike, as
+        those of a policy that is sure of itself may be, leaves its place to a later one, `REDRAWN` times at most."""
+        picked = [prompts[i % len(prompts)] for i in range(first, first + count)]
+        texts = self.sample(split, picked, first, num_samples)
+        for again in range(1, REDRAWN + 1):
+            alike = [i for i, responses in enumerate(texts) if all_alike(responses)]
+            if not alike:
+                break
+            others = [prompts[(first + again * count + i) % len(prompts)] for i in alike]
+            drawn = self.sample(split, others, first + 2 * again, num_samples)
+            for i, prompt, responses in zip(alike, others, drawn, strict=True):
+                picked[i], texts[i] = prompt, responses
+        return picked, texts
+
     def collect(self, split: str, prompts: list[Prompt], begin: int, end: int, num_samples: int, round_number: int) -> None:
         """Append labels number begin … end − 1, those that are not there yet; prompts are gone through in turn.
 
@@ -172,8 +189,7 @@ class Collector:
             last = min(first + self.batch_size, end)
             if have >= last:
                 continue
-            picked = [prompts[i % len(prompts)] for i in range(first, last)]
-            texts = self.sample(split, picked, first, num_samples)
+            picked, texts = self.draw(split, prompts, first, last - first, num_samples)
             rows = self.judge(split, picked, texts, first, round_number)
             append_jsonl(file, rows[max(0, have - first) :])
             bar.update(last - max(first, have))

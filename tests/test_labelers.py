@@ -96,6 +96,20 @@ def test_a_batch_is_as_large_whatever_a_prompt_has(tiny_run: Path, tmp_path: Pat
         assert asked[:-1] == expected  # then the validation prompts
 
 
+def test_comparisons_of_equal_responses_are_left_out(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def sure(*args: Any, **options: Any) -> Any:
+        texts, *rest = answer(*args, **options)
+        return [[t[0]] * len(t) if i == 1 else t for i, t in enumerate(texts)], *rest
+
+    monkeypatch.setattr(labelers, "answer", sure)
+    found = labelled(tiny_run, tmp_path)  # 4 + 2 prompts, of which each batch's second
+    assert len(found) == 4 and "labels train: 2 comparisons of equal responses were left out" in capsys.readouterr().out
+    assert len(list(read_comparisons(str(tmp_path / "train.jsonl")))) == 4
+    assert len(rows(tmp_path / "demonstrations.train.jsonl")) == 6
+
+
 @pytest.mark.parametrize(("per_prompt", "batches"), [(1, [4, 2]), (2, [2, 2, 2])])
 def test_a_killed_run_goes_on_from_its_last_batch(
     tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, per_prompt: int, batches: list[int]

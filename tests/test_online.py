@@ -15,8 +15,10 @@ from safetensors.torch import load_file
 
 import lightning_rlhf.online as module
 from lightning_rlhf.cli import main
-from lightning_rlhf.online import count_labels, labels_wanted, round_starts
+from lightning_rlhf.online import Collector, count_labels, labels_wanted, round_starts
 from lightning_rlhf.ppo import PPOModule
+from lightning_rlhf.records import Prompt
+from lightning_rlhf.tasks import Task
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -132,6 +134,28 @@ def test_a_run_and_the_same_run_killed_everywhere(
         expected, found = (load_file(folder / directory / "model.safetensors") for folder in (whole, killed))
         assert expected.keys() == found.keys()
         assert all(torch.equal(expected[k], found[k]) for k in expected), directory
+
+
+def test_equal_responses_are_drawn_anew(tmp_path: Path) -> None:
+    """They would be labels that say nothing, and above 1 % of them nothing could be read."""
+
+    class Sure(Collector):
+        """Has one answer to prompts of even numbers."""
+
+        asked: list[list[str]] = []  # noqa: RUF012
+
+        def sample(self, split: str, prompts: list[Prompt], number: int, num_samples: int) -> list[list[str]]:
+            self.asked.append([p.prompt for p in prompts])
+            return [["same"] * num_samples if int(p.prompt) % 2 == 0 else [f"{p.prompt} {k}" for k in range(num_samples)]
+                    for p in prompts]  # fmt: skip
+
+    prompts = [Prompt(str(i)) for i in range(9)]
+    made = Sure("lm", "lm", Task(), "known:sentiment", tmp_path, 1, 4, "32")
+    picked, texts = made.draw("train", prompts, 0, 4, 2)
+    assert [p.prompt for p in picked] == ["3", "1", "1", "3"] and not any(a == b for a, b in texts)
+    assert made.asked[:2] == [["0", "1", "2", "3"], ["4", "6"]]
+    never = Sure("lm", "lm", Task(), "known:sentiment", tmp_path, 1, 4, "32").draw("train", [Prompt("0")], 0, 1, 2)
+    assert never[1] == [["same", "same"]]  # a policy with one answer to everything: told by whoever reads the labels
 
 
 def test_half_a_line_is_taken_off(tmp_path: Path) -> None:

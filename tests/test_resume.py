@@ -79,9 +79,10 @@ class KillIn(Callback):
 FLAGS = {
     "sft": ("--data.batch_size", "30", "--trainer.precision", "32-true"),  # 6 batches
     "reward": ("--data.batch_size", "30", "--trainer.precision", "32-true"),
-    # 4 iterations
-    "ppo": ("--data.batch_size", "8", "--data.total_episodes", "32", "--trainer.precision", "32-true", "--model.kl_coef", "0.15"),
-}
+    # 4 iterations of 4 inner epochs
+    "ppo": ("--data.batch_size", "8", "--data.total_episodes", "32", "--trainer.precision", "32-true", "--model.kl_coef", "0.15",
+            "--model.num_ppo_epochs", "4"),
+}  # fmt: skip
 EVERY = {"sft": 2, "reward": 2, "ppo": 1}
 KILL_AT = {"sft": 4, "reward": 4, "ppo": 10}  # the 4th of 6 batches; the 2nd of 4 inner epochs of the 3rd iteration
 DONE = {"sft": 2, "reward": 2, "ppo": 2}  # batches that the last checkpoint before that holds
@@ -322,7 +323,7 @@ def test_a_folder_is_refused_where_nothing_reads_it(runs: Runs, tmp_path: Path, 
 
 CHANGED = [
     ("ppo", "--model.kl_coef", "0.2", "model.kl_coef: found 0.2, the checkpoint was made with 0.15"),
-    ("ppo", "--model.optimizer.init_args.lr", "0.1", "model.optimizer.lr: found 0.1, the checkpoint was made with 0.0003"),
+    ("ppo", "--model.optimizer.init_args.lr", "0.1", "model.optimizer.lr: found 0.1, the checkpoint was made with 0.0006"),
     ("ppo", "--data.batch_size", "16", "data.batch_size: found 16, the checkpoint was made with 8"),
     ("ppo", "--data.total_episodes", "64", "data.total_episodes: found 64, the checkpoint was made with 32"),
     ("ppo", "--seed_everything", "2", "seed_everything: found 2, the checkpoint was made with 1"),

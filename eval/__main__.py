@@ -14,7 +14,7 @@ from jsonargparse import set_parsing_settings
 from eval.options import Options
 from eval.steps import run_step
 from lightning_rlhf.cli import one_message, quiet
-from lightning_rlhf.parsing import Parser, check_yaml, nulls
+from lightning_rlhf.parsing import Parser, check_yaml
 from lightning_rlhf.tasks import LM_HELP, RUN_DIR_HELP, UsageError
 
 STEPS = {
@@ -51,11 +51,7 @@ def parse(args: list[str]) -> Options:
     parser.add_argument("--run_dir", type=str, default="out/run", help=RUN_DIR_HELP)
     parser.add_argument("--lm", type=str, default="gpt2", help=LM_HELP)
     parser.add_class_arguments(Options, skip={"run_dir", "lm"})
-    parsed = parser.parse_args(args[1:])
-    if problems := nulls(Options, vars(parsed), parser):
-        raise UsageError("\n".join(problems))
-    config = parser.instantiate(parsed)
-    return Options(**{k: v for k, v in vars(config).items() if k != "config"})
+    return Options(**parser.values(Options, args[1:]))
 
 
 if __name__ == "__main__":

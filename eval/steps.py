@@ -107,10 +107,10 @@ def checked(step: str, o: Options) -> Plan:
             if reward is not None:
                 find_reward(reward, o.task.name, o.allow_other_task, option, "--allow_other_task")
         asked = held_out(o.prompts, o.samples, o.limit, o.source_column)
-        everything = asked if o.limit is None else held_out(o.prompts, o.samples, None, o.source_column)
-        for name in asked_of(o, o.judge):
-            if name.startswith("verdicts:"):
-                FileJudge(find_judge(name)[1]).check_names(chosen, everything.records)
+        verdicts = [name for name in asked_of(o, o.judge) if name.startswith("verdicts:")]
+        everything = held_out(o.prompts, o.samples, None, o.source_column) if verdicts and o.limit is not None else asked
+        for name in verdicts:
+            FileJudge(find_judge(name)[1]).check_names(chosen, everything.records)
     except (UsageError, DataError) as error:
         problems += [str(error)] if str(error) not in problems else []
     if problems or asked is None:

@@ -20,7 +20,7 @@ from jsonargparse import set_parsing_settings
 from transformers.utils import logging as transformers_logging
 
 from .files import DataError
-from .parsing import Parser, check_yaml, nulls
+from .parsing import Parser, check_yaml
 from .tasks import RUN_DIR_HELP, UsageError
 
 #: A command is a function of its file; imported when it is asked for, because Lightning takes seconds to import.
@@ -46,11 +46,7 @@ def parse_function(name: str, args: list[str]) -> dict[str, Any]:
     parser.add_argument("-c", "--config", action="config", help="A YAML file of options; may be given several times.")
     parser.add_argument("--run_dir", type=str, default="out/run", help=RUN_DIR_HELP)
     parser.add_function_arguments(function, skip={"run_dir"})
-    parsed = parser.parse_args(args)
-    if problems := nulls(function, vars(parsed), parser):
-        raise UsageError("\n".join(problems))
-    config = parser.instantiate(parsed)
-    return {k: getattr(config, k) for k in vars(config) if k not in ("config", "run_dir")}
+    return {k: v for k, v in parser.values(function, args).items() if k != "run_dir"}
 
 
 def quiet() -> None:

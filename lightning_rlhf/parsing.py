@@ -92,6 +92,13 @@ class OneMessage:
 class Parser(OneMessage, ArgumentParser):
     """The parser of a command that is a function, or of the steps of an evaluation."""
 
+    def values(self, of: Callable[..., Any], args: Sequence[str]) -> dict[str, Any]:
+        """Option → value, as `of`, a function or class whose arguments they are, wants it; raises UsageError."""
+        parsed = self.parse_args(args)
+        if problems := nulls(of, vars(parsed), self):
+            raise UsageError("\n".join(problems))
+        return {k: v for k, v in vars(self.instantiate(parsed)).items() if k != "config"}
+
 
 def explained(message: str, names: Sequence[str] = (), files: Sequence[ConfigFile] = (), words: Sequence[str] = ()) -> str:
     """What jsonargparse says, in the words of this project.

@@ -78,7 +78,9 @@ def test_copies_of_a_prompt_add_nothing() -> None:
     rng = np.random.default_rng(3)
     x = rng.choice([0, 0.5, 1], size=60)
     once, thrice = win_rate(x), win_rate(np.repeat(x, 3), np.repeat(np.arange(60), 3))
-    assert (thrice.low, thrice.high) == pytest.approx((once.low, once.high), abs=1e-12)
+    # Copies never narrow the interval; Korn & Graubard's degrees of freedom widen it by a hair.
+    assert once.low - 2e-3 < thrice.low <= once.low
+    assert once.high <= thrice.high < once.high + 2e-3
     assert thrice.p_value == once.p_value
 
 

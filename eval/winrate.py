@@ -116,9 +116,7 @@ def win_rate(
     )
 
 
-def _cluster_wilson(
-    total: np.ndarray, size: np.ndarray, rate: float, confidence: float
-) -> tuple[float, float]:
+def _cluster_wilson(total: np.ndarray, size: np.ndarray, rate: float, confidence: float) -> tuple[float, float]:
     """Wilson interval with the effective sample size of m clusters; `total`, `size` (m,)."""
     m = len(size)
     if m == 1:

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from .compiling import compile_once
 from .decode import steps_of
+from .objective import check_temperature
 from .tokens import position_ids
 
 ASKED_EACH = 8  # steps on a GPU between two questions whether all rows have ended
@@ -118,7 +119,7 @@ def sample(
         (B * n, R) long; rows of one prompt are adjacent.
 
     Raises:
-        ValueError: A row that is not left-padded.
+        ValueError: A row that is not left-padded, or a temperature that is not above 0.
     """
     return sample_with(model, tokens, mask, length, temperature, seed, num_samples).tokens
 
@@ -149,6 +150,7 @@ def sample_with(
     """
     if not bool(mask[:, -1].all()) or bool((mask[:, :-1] & ~mask[:, 1:]).any()):
         raise ValueError("sample: padding after a prompt's first token, expected left-padded prompts of at least one token")
+    check_temperature(temperature)
     if watch is not None and num_samples > 1:
         raise ValueError(f"sample_with: found num_samples {num_samples} with a watched block, expected 1")
     rows, width = len(tokens) * num_samples, tokens.shape[1]

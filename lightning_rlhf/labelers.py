@@ -1,7 +1,7 @@
 """Prompts → comparisons: the policy answers each prompt n times, and a simulated labeler picks the best (2019, mock study).
 
 The labeler sees what a human would: the truncated response as text; and the prompt's other columns, such as `reference`. Its
-choice is the largest known reward.
+choice is the largest known reward. Asked for more, it ranks all n (InstructGPT, 3.4) or rates each (2019's scalar_rating).
 
     lightning-rlhf labels -c configs/sentiment/labels.yaml -c configs/sentiment/stories260k/labels.yaml
 """
@@ -9,7 +9,7 @@ choice is the largest known reward.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tqdm import tqdm
 
@@ -17,7 +17,17 @@ from .chat import rendered
 from .files import DataError, append_jsonl, file_sha256, unfinished, write_jsonl
 from .folders import alone, made_elsewhere
 from .generation import sample_with, seed_for, truncate
-from .models import LM, device_of, find_lm, fingerprint, load_on_device, load_tokenizer, precision_problems, run_context
+from .models import (
+    LM,
+    device_of,
+    find_lm,
+    fingerprint,
+    load_on_device,
+    load_tokenizer,
+    position_problems,
+    precision_problems,
+    run_context,
+)
 from .records import Prompt, read_prompts
 from .runinfo import RunInfo
 from .scoring import call_reward, code_of, load_callable
@@ -64,6 +74,7 @@ def label(
     labeler: str = "known:sentiment",
     num_samples: int = 4,
     per_prompt: int = 1,
+    label_type: Literal["best_of_n", "ranked", "scalar_rating"] = "best_of_n",
     train: int | None = None,
     val: int | None = None,
     batch_size: int = 64,
@@ -83,6 +94,8 @@ def label(
         num_samples: Responses a comparison (4 in the paper).
         per_prompt: Comparisons of each training prompt, of responses of their own (1 in the paper): more labels where prompts are
             few. Validation prompts have one each; the demonstrations are the first comparisons' choices.
+        label_type: What the labeler says of a training prompt's responses: which is best, the rank of each, or a number for each.
+            Of the validation prompts it says which is best, so that reward models of all types compare.
         train: Label so many training prompts; null: all.
         val: Label so many validation prompts; null: all.
         batch_size: Comparisons at a time.
@@ -94,9 +107,7 @@ def label(
     """
     least = {"num_samples": (num_samples, 2), "per_prompt": (per_prompt, 1), "batch_size": (batch_size, 1)}
     least |= {k: (v, 1) for k, v in (("train", train), ("val", val)) if v is not None}
-    problems = task.problems() + [
-        f"{k}: found {v}, expected at least {low}" for k, (v, low) in least.items() if v < low
-    ]
+    problems = task.problems() + [f"{k}: found {v}, expected at least {low}" for k, (v, low) in least.items() if v < low]
     problems += precision_problems(precision)
     files = {s: Path(prompts) / f"{s}.jsonl" for s in ("train", "val")}
     problems += [f"prompts: {file}: no such file" for file in files.values() if not file.is_file()]
@@ -104,6 +115,8 @@ def label(
         raise UsageError("\n".join(problems))
     reward = load_callable(labeler)
     find_lm(lm)
+    if problems := position_problems(lm, task):
+        raise UsageError("\n".join(problems))
     limits = {"train": train, "val": val}
     splits = {s: list(read_prompts(file))[: limits[s]] for s, file in files.items()}
     tokenizer = load_tokenizer(lm)
@@ -116,7 +129,7 @@ def label(
     if not list(Path(output).glob("*.part")) and (problem := made_elsewhere(output, [f"{split}.jsonl" for split in splits])):
         raise UsageError(problem)
     config = dict(lm=lm, task=vars(task), labeler=labeler, num_samples=num_samples, per_prompt=per_prompt)
-    config |= dict(batch_size=batch_size, precision=precision)
+    config |= dict(label_type=label_type, batch_size=batch_size, precision=precision)
     info = RunInfo("labels", seed, config, list(files.values()))
     counts: dict[str, Any] = {}
     with alone(output):
@@ -139,21 +152,29 @@ def label(
                     asked = [r.prompt for r in batch]
                     texts, _, _ = answer(policy, task, resolved, asked, seed_for(seed, number), num_samples * each, whole=False)
                 groups = [t[i : i + num_samples] for t in texts for i in range(0, len(t), num_samples)]
-                rows = compare(reward, [r for r in batch for _ in range(each)], groups)
+                said = label_type if split == "train" else "best_of_n"
+                rows = compare(reward, [r for r in batch for _ in range(each)], groups, said)
                 append_jsonl(part, [{"first": first, "rows": rows}])
                 comparisons += rows
                 bar.update(len(batch))
             bar.close()
-            kept = [c for c in comparisons if not all_alike(c["responses"])]
+            kept = [c for c in comparisons if len(set(c["labeler_scores"])) > 1]
             if len(kept) < len(comparisons):
-                print(f"labels {split}: {len(comparisons) - len(kept)} comparisons of equal responses were left out")
+                print(f"labels {split}: {len(comparisons) - len(kept)} of responses that are all equally good were left out")
+            if not kept and comparisons:
+                raise DataError(f"{part}: {labeler} likes the responses of each of {len(comparisons)} comparisons equally")
             counts[split] = write_jsonl(Path(output) / f"{split}.jsonl", kept)
-            chosen = [{"prompt": c["prompt"], "completion": c["responses"][c["best"]]} for c in comparisons[::each]]
+            chosen = [{"prompt": c["prompt"], "completion": c["responses"][choice(c)]} for c in comparisons[::each]]
             write_jsonl(Path(output) / f"demonstrations.{split}.jsonl", chosen)
         info.write(output, figures=counts)
         for split in splits:
             (Path(output) / f"{split}.part").unlink(missing_ok=True)
-    print(f"{output}: {counts['train']} train and {counts['val']} val comparisons, best of {num_samples} by {labeler}")
+    print(f"{output}: {counts['train']} train and {counts['val']} val comparisons, {label_type} of {num_samples} by {labeler}")
+
+
+def choice(row: dict[str, Any]) -> int:
+    """The response that the labeler likes best, the first of equals."""
+    return row["labeler_scores"].index(max(row["labeler_scores"]))
 
 
 def all_alike(responses: list[str]) -> bool:
@@ -161,14 +182,20 @@ def all_alike(responses: list[str]) -> bool:
     return all(response == responses[0] for response in responses)
 
 
-def compare(reward: Any, prompts: list[Prompt], texts: list[list[str]]) -> list[dict[str, Any]]:
-    """Comparisons `{prompt, responses, best, labeler_scores, id?, reference?}`: the choice is the first largest reward."""
+def compare(reward: Any, prompts: list[Prompt], texts: list[list[str]], label_type: str = "best_of_n") -> list[dict[str, Any]]:
+    """Labels `{prompt, responses, …, labeler_scores, id?, reference?}`.
+
+    With `best`, the first largest reward; or that and `ranks`, 1 the best, equal ones sharing a rank; or `ratings`. Rewards are
+    rounded to six digits first.
+    """
     made = []
     for prompt, responses in zip(prompts, texts, strict=True):
         columns = {k: [v] * len(responses) for k, v in {"reference": prompt.reference, **prompt.meta}.items()}
-        scores = call_reward(reward, [prompt.prompt] * len(responses), responses, columns)
-        row = {"prompt": prompt.prompt, "responses": responses, "best": scores.index(max(scores))}
+        scores = [round(s, 6) for s in call_reward(reward, [prompt.prompt] * len(responses), responses, columns)]
+        judged: dict[str, Any] = {"ratings": scores} if label_type == "scalar_rating" else {"best": scores.index(max(scores))}
+        if label_type == "ranked":
+            judged["ranks"] = [1 + sum(other > one for other in scores) for one in scores]
         named = {k: v for k, v in prompt.meta.items() if k == "id"}
         named |= {"reference": prompt.reference} if prompt.reference is not None else {}
-        made.append({**row, "labeler_scores": [round(s, 6) for s in scores], **named})
+        made.append({"prompt": prompt.prompt, "responses": responses, **judged, "labeler_scores": scores, **named})
     return made

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .compiling import compile_once
-from .objective import full_kl
+from .objective import check_temperature, full_kl
 
 
 def logits_of(model: Any, hidden: Tensor) -> Tensor:
@@ -29,7 +29,11 @@ def within(model: Any, function: Callable[..., Any], *args: Any) -> Any:
 
 
 def token_logprobs(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> Tensor:
-    """log softmax(logits / temperature) at the labels: (B, T, V), (B, T) → (B, T), float32 also for bf16 logits."""
+    """log softmax(logits / temperature) at the labels: (B, T, V), (B, T) → (B, T), float32 also for bf16 logits.
+
+    Raises ValueError for a temperature that is not above 0.
+    """
+    check_temperature(temperature)
     scaled = logits.float() / temperature
     flat = F.cross_entropy(scaled.flatten(0, -2), labels.flatten().long(), reduction="none")
     return -flat.view(labels.shape)

@@ -27,7 +27,7 @@ from .folders import atomic_directory
 from .logprobs import logits_of
 from .logprobs import token_logprobs as token_logprobs  # part of what this file offers
 from .lora import adapter_base, merge_start, plain_copy, save_adapter, without_adapter
-from .tasks import UsageError
+from .tasks import Task, UsageError, task_tokens
 from .tokens import PAD
 from .tokens import position_ids as position_ids  # part of what this file offers
 from .trunks import hidden_states
@@ -127,6 +127,25 @@ def load_tokenizer(name: str) -> Any:
     if base not in (None, found) and not (Path(found) / "tokenizer_config.json").is_file():
         return load_tokenizer(base)  # type: ignore[arg-type]
     return AutoTokenizer.from_pretrained(found)
+
+
+def position_problems(name: str, task: Task) -> list[str]:
+    """Whether a prompt of the task and its response are more than the positions of a model that has a table of them (GPT-2)."""
+    try:
+        found = find_lm(name)
+        most = None if found.endswith(".gguf") else getattr(AutoConfig.from_pretrained(found), "n_positions", None)
+        if most is None:
+            return []
+        resolved = task_tokens(task, load_tokenizer(name))
+    except (UsageError, OSError, ValueError):
+        return []  # told elsewhere
+    around = len(resolved.prefix) + len(resolved.suffix)
+    if around + task.query_length + task.response_length <= most:
+        return []
+    return [
+        f"task.query_length, task.response_length: found {task.query_length} and {task.response_length}, beside {around} tokens "
+        f"of task.query_prefix and task.query_suffix; {name} has {most} positions"
+    ]
 
 
 # ----------------------------------------------------------------------------------------------------------- loading

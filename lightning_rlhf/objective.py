@@ -22,6 +22,20 @@ def _mask(like: Tensor, mask: Tensor | None) -> Tensor:
     return torch.ones_like(like, dtype=torch.bool) if mask is None else mask.bool()
 
 
+def check_alike(function: str, **tensors: Tensor | None) -> None:
+    """Raise ValueError where shapes differ: torch would stretch one over the other, unseen. None is left out."""
+    shapes = {name: tuple(t.shape) for name, t in tensors.items() if t is not None}
+    if len(set(shapes.values())) > 1:
+        found = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise ValueError(f"{function}: found {found}, expected the same shape")
+
+
+def check_temperature(temperature: float) -> None:
+    """Raise ValueError for a temperature that is not above 0."""
+    if not temperature > 0:
+        raise ValueError(f"found a temperature of {temperature}, expected one above 0")
+
+
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     """Mean over real entries; masked ones are never touched, whatever they hold."""
     return torch.where(mask, values, 0.0).sum() / mask.sum()
@@ -37,10 +51,15 @@ def whiten(values: Tensor, mask: Tensor | None = None, shift_mean: bool = True) 
 
     Returns:
         (B, T) float32, masked entries 0.
+
+    Raises:
+        ValueError: Shapes differ.
     """
+    check_alike("whiten", values=values, mask=mask)
     real = _mask(values, mask)
     values = torch.where(real, wide(values), 0.0)  # garbage must not reach the square's gradient either
     mean = masked_mean(values, real)
+    mean = mean + masked_mean(values - mean, real)  # float32's own error of a large mean: equal values become 0
     variance = masked_mean((values - mean) ** 2, real)
     white = (values - mean) * torch.rsqrt(variance + 1e-8)
     return torch.where(real, white if shift_mean else white + mean, 0.0)
@@ -60,7 +79,11 @@ def gae(
 
     Returns:
         (advantages, returns = advantages + values), (B, T) float32 each, unwhitened, masked entries 0.
+
+    Raises:
+        ValueError: Shapes differ.
     """
+    check_alike("gae", rewards=rewards, values=values, mask=mask)
     real = _mask(rewards, mask)
     rewards, values = torch.where(real, wide(rewards), 0.0), torch.where(real, wide(values), 0.0)
     running = next_value = torch.zeros_like(rewards[:, 0])
@@ -89,8 +112,9 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor | None = No
         (B, T) float32, masked entries 0.
 
     Raises:
-        ValueError: Another kind.
+        ValueError: Another kind, or shapes differ.
     """
+    check_alike("kl_estimate", logprobs=logprobs, ref_logprobs=ref_logprobs, mask=mask)
     d = torch.where(_mask(logprobs, mask), wide(logprobs) - wide(ref_logprobs), 0.0)
     if kind == "k1":
         return d
@@ -104,8 +128,10 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor | None = No
 def full_kl(logits: Tensor, ref_logits: Tensor, temperature: float = 1.0) -> Tensor:
     """Exact KL(π, ρ) of the next token over the vocabulary, Σ_v π_v (log π_v − log ρ_v): (B, T, V) twice → (B, T) float32.
 
-    Both distributions are softmax(logits / temperature).
+    Both distributions are softmax(logits / temperature). Raises ValueError where shapes differ or the temperature is not above 0.
     """
+    check_alike("full_kl", logits=logits, ref_logits=ref_logits)
+    check_temperature(temperature)
     log_pi, log_rho = (torch.log_softmax(wide(x) / temperature, -1) for x in (logits, ref_logits))
     return (log_pi.exp() * (log_pi - log_rho)).sum(-1)
 
@@ -124,8 +150,12 @@ def penalised(scores: Tensor, kl: Tensor, mask: Tensor | None = None, *, kl_coef
         (B, T) float32, masked entries 0.
 
     Raises:
-        ValueError: A row has no real token to put its score on.
+        ValueError: A row has no real token to put its score on, another level, or shapes that do not fit.
     """
+    if level not in ("token", "sequence"):
+        raise ValueError(f"penalised: found level {level!r}, expected token or sequence")
+    check_alike("penalised", kl=kl, mask=mask)
+    check_alike("penalised", scores=scores, rows_of_kl=kl[:, 0])
     real = _mask(kl, mask)
     if not bool(real.any(1).all()):
         raise ValueError(f"rewards: row {int((~real.any(1)).nonzero()[0])} has no real token, expected at least one")
@@ -155,7 +185,7 @@ def kl_rewards(
         (rewards, kl), (B, T) float32 each, masked entries 0; kl = log π − log ρ.
 
     Raises:
-        ValueError: A row has no real token to put its score on.
+        ValueError: A row has no real token to put its score on, or shapes that do not fit.
     """
     kl = kl_estimate(logprobs, ref_logprobs, mask)
     return penalised(scores, kl, mask, kl_coef=kl_coef), kl
@@ -172,19 +202,28 @@ def policy_loss(
         cliprange: ε.
 
     Returns:
-        (loss, {approxkl: ½ mean (new − old)², clipfrac: share of real tokens whose clipped loss is strictly the larger}).
+        (loss, {approxkl: ½ mean (new − old)², clipfrac: share of real tokens whose clipped loss is strictly the larger,
+        ratio_error: largest |ρ − 1|}).
+
+    Raises:
+        ValueError: Shapes differ.
     """
+    check_alike("policy_loss", logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages, mask=mask)
     real = _mask(logprobs, mask)
     difference = torch.where(real, wide(logprobs) - wide(old_logprobs), 0.0)
     gain = torch.where(real, wide(advantages), 0.0)
-    ratio = difference.exp()
-    plain, clipped = -gain * ratio, -gain * ratio.clamp(1 - cliprange, 1 + cliprange)
+    low, high = 1 - cliprange, 1 + cliprange
+    now = difference.detach().exp()
+    # Which loss is the larger is decided first: a ratio that has overflowed would make 0 · inf = NaN of the other's gradient.
+    clipped = ((gain > 0) & (now > high)) | ((gain < 0) & (now < low))
+    ratio = torch.where(clipped | (gain == 0), 0.0, difference).exp()
+    losses = -gain * torch.where(clipped, now.clamp(low, high), ratio)
     stats = {
         "approxkl": 0.5 * masked_mean(difference.detach() ** 2, real),
-        "clipfrac": masked_mean((clipped > plain).to(plain.dtype), real),
-        "ratio_error": (ratio.detach() - 1).abs().max(),
+        "clipfrac": masked_mean(clipped.to(losses.dtype), real),
+        "ratio_error": (now - 1).abs().max(),
     }
-    return masked_mean(torch.maximum(plain, clipped), real), stats
+    return masked_mean(losses, real), stats
 
 
 def value_loss(
@@ -199,7 +238,11 @@ def value_loss(
 
     Returns:
         (loss, {clipfrac: share whose clipped loss is strictly the larger, error: mean (v − R)²}).
+
+    Raises:
+        ValueError: Shapes differ.
     """
+    check_alike("value_loss", values=values, old_values=old_values, returns=returns, mask=mask)
     real = _mask(values, mask)
     new, old, target = (torch.where(real, wide(x), 0.0) for x in (values, old_values, returns))
     clipped = torch.clamp(new, old - cliprange_value, old + cliprange_value)

@@ -1,4 +1,5 @@
-"""Optimizers and schedules: `AdamTF`, the update that the 2019 code used, and the linear anneal by examples seen.
+"""Optimizers and schedules: `AdamTF`, the update that the 2019 code used, and the linear anneal (by optimizer steps, which is by
+examples seen where the batch divides them).
 
 The 2019 code's Adam (TensorFlow's) adds epsilon *outside* the bias correction:
 
@@ -26,7 +27,7 @@ class AdamTF(torch.optim.Optimizer):
 
     Args:
         params: Parameters or parameter groups.
-        lr: Learning rate, above 0.
+        lr: Learning rate, 0 or more.
         betas: Decay of the first and the second moment, each in [0, 1).
         eps: Added to sqrt(v), uncorrected.
 

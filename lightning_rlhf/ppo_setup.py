@@ -15,11 +15,10 @@ from typing import Any, Literal
 from pytorch_lightning.cli import OptimizerCallable
 from torch import nn
 from torchmetrics import Metric
-from transformers import AutoConfig
 
 from .alarms import Alarms, Thresholds
 from .lora import LoRA, lora_problems
-from .models import find_lm
+from .models import find_lm, position_problems
 from .objective import AdaptiveKL, FixedKL
 from .optim import AdamTF
 from .scalar import read_reward_info
@@ -30,7 +29,7 @@ from .scoring import (
 )
 from .sharding import is_sharding
 from .stage import StageModule
-from .tasks import Task, UsageError, told
+from .tasks import Task, told
 from .validation import Answer
 
 THRESHOLDS = Thresholds()
@@ -190,12 +189,7 @@ class PPOSetup(StageModule):
         problems = super().check(data, trainer, resuming)
         for name in sorted({self.policy_name, self.reference_name}):
             problems += told(find_lm, name)
-        most = _positions(self.policy_name)
-        if most is not None and self.task.query_length + self.task.response_length > most:
-            problems.append(
-                f"task.query_length, task.response_length: found {self.task.query_length} and {self.task.response_length}, "
-                f"{self.policy_name} has {most} positions"
-            )
+        problems += position_problems(self.policy_name, self.task)
         for name in (*(part.reward for part in self.parts), *filter(None, [self.held_out_reward])):
             problems += told(find_reward, name, self.task.name, self.allow_other_task)
         problems += self._contradictions(bool(data.files.get("val")))
@@ -320,16 +314,6 @@ class PPOSetup(StageModule):
         self.figures = dict(state.get("figures", {}))
         for counter in ("updates", "episodes", "skipped_steps", "validated", "first_scores"):
             setattr(self, counter, state[counter])
-
-
-def _positions(name: str) -> int | None:
-    """How many positions a model's table has; None where it has no table, or there is no such model."""
-    try:
-        found = find_lm(name)
-        config = None if found.endswith(".gguf") else AutoConfig.from_pretrained(found)
-    except (UsageError, OSError, ValueError):
-        return None
-    return getattr(config, "n_positions", None)
 
 
 def is_reward(name: str) -> bool:

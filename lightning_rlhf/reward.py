@@ -36,8 +36,8 @@ from .data import ComparisonBatch, Judged, policy_prompt
 from .generation import sample, seed_for
 from .heldout import Decision, accuracy, decisions, scalar_fit, summary
 from .lora import LoRA, add_lora, lora_problems
-from .models import find_lm, load_lm
-from .objective import wide
+from .models import find_lm, load_lm, position_problems
+from .objective import check_alike, wide
 from .optim import AdamTF, linear_anneal
 from .records import Comparison, label_type
 from .scalar import ScalarModel, save_reward
@@ -53,13 +53,19 @@ from .trunks import SplitTrunk, first_blocks
 def best_of_n_loss(scores: Tensor, best: Tensor) -> Tensor:
     """Softmax cross-entropy over N rewards against the choice (2019, eq. 1): (B, N), (B,) long → scalar mean.
 
-    A reward of −inf stands for no response. Chance for N = 4 is log 4 = 1.3863.
+    A reward of −inf stands for no response. Chance for N = 4 is log 4 = 1.3863. Raises IndexError for a choice outside 0 … N − 1.
     """
-    return F.cross_entropy(wide(scores), best.long())
+    return F.cross_entropy(wide(scores), best.long(), ignore_index=-(2**31))  # torch's own, −100, would be left out unseen
 
 
 def pairwise_loss(chosen: Tensor, rejected: Tensor, margin: Tensor | float | None = None) -> Tensor:
-    """Mean of −log σ(r_chosen − r_rejected − margin) (Stiennon et al. 2020, §3.4): (B,), (B,) → scalar."""
+    """Mean of −log σ(r_chosen − r_rejected − margin) (Stiennon et al. 2020, §3.4): (B,), (B,) → scalar.
+
+    Raises ValueError where the shapes differ; a margin may be one number.
+    """
+    check_alike("pairwise_loss", chosen=chosen, rejected=rejected)
+    if isinstance(margin, Tensor) and margin.dim():
+        check_alike("pairwise_loss", chosen=chosen, margin=margin)
     difference = wide(chosen) - wide(rejected)
     return -F.logsigmoid(difference if margin is None else difference - margin).mean()
 
@@ -86,12 +92,20 @@ def ranking_loss(scores: Tensor, ranks: Tensor, mask: Tensor | None = None) -> T
 
 
 def rating_loss(scores: Tensor, ratings: Tensor) -> Tensor:
-    """Mean squared error of rewards against scalar ratings (2019, `scalar_rating`): (B,), (B,) → scalar."""
+    """Mean squared error of rewards against scalar ratings (2019, `scalar_rating`): (B,), (B,) → scalar.
+
+    Raises ValueError where the shapes differ.
+    """
+    check_alike("rating_loss", scores=scores, ratings=ratings)
     return (wide(ratings) - wide(scores)).square().mean()
 
 
 def compare_loss(score0: Tensor, score1: Tensor, difference: Tensor) -> Tensor:
-    """Mean of (difference − (r1 − r0))² (2019, `scalar_compare`): (B,), (B,), (B,) → scalar."""
+    """Mean of (difference − (r1 − r0))² (2019, `scalar_compare`): (B,), (B,), (B,) → scalar.
+
+    Raises ValueError where the shapes differ.
+    """
+    check_alike("compare_loss", score0=score0, score1=score1, difference=difference)
     return (wide(difference) - (wide(score1) - wide(score0))).square().mean()
 
 
@@ -124,7 +138,7 @@ def labels_loss(scores: Tensor, batch: ComparisonBatch, margin: bool = False, ce
         scores: Rewards of the batch's responses.
         batch: Its labels; none: a loss of 0 that reaches every parameter.
         margin: A pair's rewards must differ by its label's margin.
-        centring: c of c · mean((r_chosen + r_rejected)²) over pairs: keeps rewards near 0, which the pairwise loss leaves free.
+        centring: c of c · (r_chosen + r_rejected)², added to a pair's loss: keeps rewards near 0, which that leaves free.
     """
     if not batch.kinds:
         return 0.0 * scores.sum()
@@ -191,7 +205,7 @@ class RewardModule(StageModule):
             at most so many references.
         rollout_batch_size: Responses sampled at a time for that.
         margin: The rewards of a pair with a margin must differ by it.
-        centring: c of c · mean((r_chosen + r_rejected)²) over pairs; 0: none.
+        centring: c of c · (r_chosen + r_rejected)², added to a pair's loss; 0: none.
         seed: Of the head's initial weights, the samples and the data order.
         overwrite: Replace an existing output.
     """
@@ -234,7 +248,7 @@ class RewardModule(StageModule):
     def check(self, data: Any, trainer: Any, resuming: bool) -> list[str]:
         """The base's, and that the model exists and there is something to normalise over."""
         problems = super().check(data, trainer, resuming) + told(find_lm, self.policy_name)
-        problems += lora_problems(self.lora, self.trainable_layers)
+        problems += position_problems(self.policy_name, self.task) + lora_problems(self.lora, self.trainable_layers)
         for option in ("normalise_samples", "rollout_batch_size"):
             if getattr(self, option) < 1:
                 problems.append(f"model.{option}: found {getattr(self, option)}, expected at least 1")

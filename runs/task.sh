@@ -4,7 +4,7 @@
 #   runs/task.sh TASK [MODEL] [SEED] [RUN_DIR] [DATA] [HARDWARE]
 #
 # TASK      sentiment, descriptiveness, tldr, cnndm
-# MODEL     a folder of configs/TASK (smollm2, stories260k), or gpt2: the paper's values, no overlay (default smollm2)
+# MODEL     a folder of configs/TASK (smollm2, stories260k; of tldr also 2020), or gpt2: the paper's values, no overlay (default smollm2)
 # SEED      of everything that is drawn at random (default 1)
 # RUN_DIR   where everything goes (default: a new folder under out/)
 # DATA      texts for the queries (default: what the config says). tldr and cnndm have none in the project: a file, a folder, a
@@ -25,10 +25,12 @@ set -x
 # shellcheck disable=SC2046
 lightning-rlhf prompts -c "configs/$TASK/prompts.yaml" $(over prompts) --run_dir "$RUN" --seed "$SEED" ${DATA:+--source "$DATA"}
 # shellcheck disable=SC2046
-lightning-rlhf labels -c "configs/$TASK/labels.yaml" $(over labels) --run_dir "$RUN" --seed "$SEED"
+labels() { lightning-rlhf labels -c "configs/$TASK/labels.yaml" $(over labels) --run_dir "$RUN" --seed "$SEED"; }
+[ "$MODEL" = 2020 ] || labels
 for STAGE in sft reward ppo; do
   # shellcheck disable=SC2046
   lightning-rlhf fit -c "configs/$TASK/$STAGE.yaml" $(over $STAGE) -c "$HARDWARE" --run_dir "$RUN" --seed_everything "$SEED"
+  [ "$MODEL/$STAGE" != 2020/sft ] || labels # of the supervised policy's summaries
 done
 # shellcheck disable=SC2046
 python -m eval report -c "configs/$TASK/eval.yaml" $(over eval) --run_dir "$RUN" --seed "$SEED"

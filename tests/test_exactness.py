@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from lightning_rlhf import ppo_networks
 from lightning_rlhf.data import ComparisonBatch, PreferenceData, PromptBatch, PromptData, SFTBatch, SFTData
 from lightning_rlhf.generation import Drawn
+from lightning_rlhf.models import position_problems
 from lightning_rlhf.ppo import PPOModule, Rollout
 from lightning_rlhf.reward import RewardModule
 from lightning_rlhf.sft import SFTModule
@@ -299,3 +301,13 @@ def test_the_score_stands_on_the_last_real_token(tmp_path: Path) -> None:
     assert ends[5] == -1.0  # it did not stop: the penalty
     texts = [module.tokenizer.decode(row[: n - 1]) for row, n in zip(drawn, lengths[:5], strict=False)]
     assert ends[:5].tolist() == pytest.approx([t.count(" ") - 0.1 * len(t) for t in texts])
+
+
+def test_a_prompt_with_its_affixes_fits_the_table_of_positions(tmp_path: Path) -> None:
+    """32 positions: 24 and 8 fit as they are, and not with a suffix between them."""
+    policy = bare(tmp_path / "model")
+    task = Task(query_length=24, response_length=8, start_text=None, end_text=None, truncate_text=None)
+    assert position_problems(policy, task) == []
+    (problem,) = position_problems(policy, replace(task, query_suffix=" TL;DR:"))
+    assert "found 24 and 8, beside 7 tokens of task.query_prefix and task.query_suffix" in problem
+    assert "has 32 positions" in problem

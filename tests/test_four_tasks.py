@@ -38,7 +38,7 @@ SHRINK: dict[str, dict[str, Any]] = {
 def sources(folder: Path) -> dict[str, Path]:
     """Posts in lines and articles in .story files, made up."""
     rows = [
-        {"subreddit": "pets", "title": f"{a} and {b}", "summary": f"{a} ran"}
+        {"subreddit": "pets", "title": f"{a} and {b}", "summary": f"{a} was so happy that he and the dog ran"}
         | {"post": f"{a} met {b} in the park. They ran.\n\nThen {b} was sad."}
         for a in NAMES
         for b in NAMES[:3]
@@ -77,7 +77,7 @@ def test_a_summary_task_runs_whole(task: str, folder: str, tmp_path: Path, monke
     assert all(r["completion"].endswith("</s>" if folder else "\n") for r in rows(run / "prompts/demonstrations.train.jsonl"))
     labels = rows(run / "labels/train.jsonl")
     assert {len(r["responses"]) for r in labels} == {2 if folder else 4}
-    assert [r["reference"] for r in labels] == [r["reference"] for r in prompts]
+    assert labels and {r["id"]: r["reference"] for r in prompts}.items() >= {r["id"]: r["reference"] for r in labels}.items()
     assert not any("</s>" in text for r in labels for text in r["responses"])
     report = json.loads((run / "report/report.json").read_text(encoding="utf-8"))
     assert report["task"] == task

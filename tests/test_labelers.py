@@ -16,7 +16,7 @@ from lightning_rlhf.folders import alone
 from lightning_rlhf.known import RougeReward, SentimentReward
 from lightning_rlhf.labelers import answer, compare, label
 from lightning_rlhf.models import load_lm, run_context
-from lightning_rlhf.records import Prompt, read_comparisons, read_demonstrations
+from lightning_rlhf.records import Prompt, label_type, read_comparisons, read_demonstrations
 from lightning_rlhf.tasks import Task, UsageError, task_tokens
 
 TASK = Task(query_length=24, start_text=None)
@@ -105,9 +105,33 @@ def test_comparisons_of_equal_responses_are_left_out(
 
     monkeypatch.setattr(labelers, "answer", sure)
     found = labelled(tiny_run, tmp_path)  # 4 + 2 prompts, of which each batch's second
-    assert len(found) == 4 and "labels train: 2 comparisons of equal responses were left out" in capsys.readouterr().out
+    assert len(found) == 4 and "labels train: 2 of responses that are all equally good were left out" in capsys.readouterr().out
     assert len(list(read_comparisons(str(tmp_path / "train.jsonl")))) == 4
     assert len(rows(tmp_path / "demonstrations.train.jsonl")) == 6
+
+
+def test_the_labeler_ranks_or_rates(tiny_run: Path, tmp_path: Path) -> None:
+    """The same responses and demonstrations, a label of another type; validation keeps the best of n."""
+    best = labelled(tiny_run, tmp_path / "best")
+    ranked = labelled(tiny_run, tmp_path / "ranked", label_type="ranked")
+    rated = labelled(tiny_run, tmp_path / "rated", label_type="scalar_rating")
+    for one, two, three in zip(best, ranked, rated, strict=True):
+        assert one["responses"] == two["responses"] == three["responses"]
+        assert two["best"] == one["best"] == two["ranks"].index(1)
+        assert three["ratings"] == one["labeler_scores"] and "best" not in three
+        order = sorted(range(4), key=lambda i: -one["labeler_scores"][i])
+        assert [two["ranks"][i] for i in order] == sorted(two["ranks"]) and two["ranks"][order[-1]] > 1
+    types = {n: {label_type(c) for c in read_comparisons(tmp_path / n / "train.jsonl")} for n in ("best", "ranked", "rated")}
+    assert types == {"best": {"best_of_n"}, "ranked": {"ranked"}, "rated": {"scalar_rating"}}
+    for split in ("demonstrations.train", "val"):
+        assert len({(tmp_path / n / f"{split}.jsonl").read_text() for n in types}) == 1
+
+
+def test_a_labeler_that_never_prefers(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "bored.py").write_text("def equal(prompts, completions, **columns):\n    return [0.0] * len(completions)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(DataError, match=r"train\.part: bored:equal likes the responses of each of 6 comparisons equally"):
+        labelled(tiny_run, tmp_path / "out", labeler="bored:equal")
 
 
 @pytest.mark.parametrize(("per_prompt", "batches"), [(1, [4, 2]), (2, [2, 2, 2])])

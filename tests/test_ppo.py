@@ -287,6 +287,22 @@ def test_value_loss_against_a_loop(cliprange: float) -> None:
     close(stats["clipfrac"], torch.tensor(clips / len(losses)))
 
 
+def test_a_ratio_that_overflows_where_it_does_not_count() -> None:
+    """exp(100) is inf in float32: clipped, or with no advantage, it must not make the other tokens' gradient NaN."""
+    new = torch.tensor([[100.0, 0.0, 100.0]], requires_grad=True)
+    loss, stats = policy_loss(new, torch.zeros(1, 3), torch.tensor([[1.0, 1.0, 0.0]]))
+    loss.backward()
+    close(loss.detach(), torch.tensor(-(1.2 + 1.0) / 3))
+    close(new.grad, torch.tensor([[0.0, -1 / 3, 0.0]]))
+    close(stats["clipfrac"], torch.tensor(1 / 3))
+
+
+def test_whitening_equal_values_gives_zero() -> None:
+    """Whatever float32 makes of their mean."""
+    for value, shape in ((1000.1, (64, 24)), (3.7, (4, 6)), (-1e6, (7, 3))):
+        close(whiten(torch.full(shape, value)), torch.zeros(shape))
+
+
 # ----------------------------------------------------------------------------------------- all of them: masks, dtypes
 
 Function = Callable[..., tuple[Tensor, ...]]
@@ -329,6 +345,16 @@ def test_results_are_float32_at_least(function: Function, n: int, dtype: torch.d
     for found, expected in zip(function(*arguments, MASK), function(*wide, MASK), strict=True):
         assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
         close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@EACH
+def test_shapes_that_torch_would_stretch_are_refused(function: Function, n: int) -> None:
+    arguments = tensors(n, seed=10)
+    with pytest.raises(ValueError, match="expected the same shape"):
+        function(*arguments, MASK[:1])
+    if n > 1:
+        with pytest.raises(ValueError, match="expected the same shape"):
+            function(arguments[0][:1], *arguments[1:])
 
 
 def test_float64_is_not_rounded() -> None:

@@ -183,6 +183,17 @@ def test_normalisation_meets_its_target(rewards: Tensor, mean: float, std: float
     assert math.sqrt(sum((x - average) ** 2 for x in found) / len(found)) == pytest.approx(std, rel=1e-9)
 
 
+def test_losses_refuse_what_torch_would_stretch() -> None:
+    row, column = torch.tensor([1.0, 2.0]), torch.tensor([[1.0], [2.0]])
+    calls = (lambda: pairwise_loss(row, column), lambda: pairwise_loss(row, row, column), lambda: rating_loss(column, row),
+             lambda: compare_loss(row, row, column))  # fmt: skip
+    for call in calls:
+        with pytest.raises(ValueError, match="expected the same shape"):
+            call()
+    with pytest.raises(IndexError):
+        best_of_n_loss(torch.zeros(1, 4), torch.tensor([-100]))
+
+
 def test_normalisation_by_hand() -> None:
     # 1, 3: mean 2, population std 1 (the sample's is 1.414)
     assert normalisation(torch.tensor([1.0, 3.0])) == pytest.approx((1.0, -2.0))

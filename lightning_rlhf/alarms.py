@@ -47,8 +47,19 @@ class Thresholds:
         found = []
         if self.patience < 1:
             found.append(f"model.alarms.patience: found {self.patience}, expected at least 1")
-        if self.length is not None and not self.length > 1:
-            found.append(f"model.alarms.length: found {self.length}, expected above 1")
+        if self.warmup < 0:
+            found.append(f"model.alarms.warmup: found {self.warmup}, expected at least 0")
+        for name, fits, expected in (
+            ("entropy", lambda x: 0 < x < 1, "above 0 and below 1, a share"),
+            ("repetition", lambda x: 0 < x < 1, "above 0 and below 1, a share"),
+            ("length", lambda x: 1 < x < math.inf, "above 1"),
+            ("penalised", lambda x: 0 <= x < 1, "0 or more and below 1, a share"),
+            ("var_explained", lambda x: -math.inf < x < 1, "below 1"),
+            ("over_optimised", lambda x: 0 < x < math.inf, "above 0"),
+        ):
+            value = getattr(self, name)
+            if value is not None and not fits(value):
+                found.append(f"model.alarms.{name}: found {value:g}, expected {expected}, or null")
         return found
 
 
@@ -76,6 +87,7 @@ class Alarms:
         self.streak: dict[str, int] = {}  # iterations in a row, by alarm
         self.raised: dict[str, str] = {}  # alarm → what was said first, for run.json
         self.best: tuple[list[float], list[float]] | None = None  # scores and held-out rewards where the latter was highest
+        self.over = False  # whether the last validation was over-optimised
 
     def judge(self, iteration: int, vitals: Vitals) -> list[str]:
         """The alarms that are raised now, in words."""
@@ -125,7 +137,8 @@ class Alarms:
             return []
         rise, _ = _paired(scores, self.best[0])
         fall, error = _paired(held_out, self.best[1])
-        if not (rise > 0 and fall < -limit * error):
+        told, self.over = self.over, rise > 0 and fall < -limit * error
+        if told or not self.over:
             return []
         text = (
             f"over-optimisation: the reward rose by {rise:.3f} while the held-out reward fell by {-fall:.3f} "
@@ -140,11 +153,12 @@ class Alarms:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values."""
-        return {"start": self.start, "streak": self.streak, "raised": self.raised, "best": self.best}
+        return {"start": self.start, "streak": self.streak, "raised": self.raised, "best": self.best, "over": self.over}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take them up."""
         self.start, self.streak, self.raised, self.best = (state[k] for k in ("start", "streak", "raised", "best"))
+        self.over = state.get("over", False)
 
 
 def negative_kl(per_response: Tensor, tolerance: float, iteration: int) -> str | None:

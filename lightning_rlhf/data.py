@@ -127,6 +127,11 @@ class StageData(L.LightningDataModule):
                 "figures flatter (lightning-rlhf split parts a file by query)"
             )
 
+    @property
+    def batches(self) -> int:
+        """Training batches of an epoch, over all devices; the records have been read."""
+        return -(-len(self.records["train"]) // self.batch_size)
+
     def read(self) -> None:
         """Read the records into memory; raises DataError."""
         raise NotImplementedError
@@ -150,9 +155,20 @@ class StageData(L.LightningDataModule):
         """A record → what the loader hands on of it. Raises DataError."""
         raise NotImplementedError
 
+    def known_ids(self, ids: list[int], text: Any, where: str, field: str) -> list[int]:
+        """The ids of a text; raises DataError where the file gave them and the tokenizer does not have one."""
+        if not isinstance(text, str) and (unknown := [i for i in ids if not 0 <= i < len(self.tokenizer)]):
+            expected = f"ids of {self.tokenizer_name}'s tokenizer, below {len(self.tokenizer)}"
+            raise DataError(f"{where}: field '{field}': found the token id {unknown[0]}, expected {expected}")
+        return ids
+
+    def answer_ids(self, text: Any, where: str, field: str) -> list[int]:
+        """A completion as token ids. Raises DataError."""
+        return self.known_ids(encode_continuation(self.tokenizer, text), text, where, field)
+
     def query_ids(self, text: Any, where: str) -> list[int]:
         """A record's prompt as token ids, at most `query_length` of them. Raises DataError where it is longer."""
-        ids = encode(self.tokenizer, text)
+        ids = self.known_ids(encode(self.tokenizer, text), text, where, "prompt")
         if len(ids) > self.task.query_length:
             most = self.task.query_length
             raise DataError(f"{where}: field 'prompt': found {len(ids)} tokens, expected at most task.query_length = {most}")
@@ -256,7 +272,7 @@ class SFTData(StageData):
         """A record → (prompt ids as the policy sees them, response ids)."""
         record = rendered(record, self.tokenizer, where)
         query = self.query_ids(record.prompt, where)
-        return policy_prompt(query, self.resolved), encode_continuation(self.tokenizer, record.completion)  # type: ignore[arg-type]
+        return policy_prompt(query, self.resolved), self.answer_ids(record.completion, where, "completion")
 
     def weight(self, item: tuple[list[int], list[int]]) -> int:
         """Tokens that are predicted: the response's, but a first one without anything before it."""
@@ -330,7 +346,7 @@ class PreferenceData(StageData):
         """A record → its ids and its label."""
         record = rendered(record, self.tokenizer, where)
         query = bos_ids(self.tokenizer) + self.query_ids(self.shortened(record.prompt), where)
-        responses = [encode_continuation(self.tokenizer, r) for r in record.responses]  # type: ignore[arg-type]
+        responses = [self.answer_ids(r, where, f"responses[{i}]") for i, r in enumerate(record.responses)]
         return Judged(query, responses, record.best, record.ranks, record.ratings, record.margin)
 
     def shortened(self, prompt: Any) -> Any:
@@ -346,7 +362,7 @@ class PreferenceData(StageData):
         for where, found in self.references:
             record = rendered(found, self.tokenizer, where)
             query = bos_ids(self.tokenizer) + self.query_ids(self.shortened(record.prompt), where)
-            rows.append(query + encode_continuation(self.tokenizer, record.completion))  # type: ignore[arg-type]
+            rows.append(query + self.answer_ids(record.completion, where, "completion"))
         return rows
 
     @staticmethod
@@ -405,7 +421,7 @@ class PromptData(StageData):
         self.total_episodes = total_episodes
 
     @property
-    def iterations(self) -> int:
+    def batches(self) -> int:
         """PPO iterations of the run: ⌈total_episodes / batch_size⌉."""
         return -(-self.total_episodes // self.batch_size)
 
@@ -440,4 +456,4 @@ class PromptData(StageData):
 
     def train_dataloader(self) -> BatchLoader:
         """Shuffled, ⌈total_episodes / batch_size⌉ batches."""
-        return self.training_loader(self.items["train"], self.collate, self.iterations)
+        return self.training_loader(self.items["train"], self.collate, self.batches)

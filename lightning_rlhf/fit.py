@@ -6,7 +6,7 @@ import json
 import logging
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from pytorch_lightning import LightningModule, Trainer
@@ -18,7 +18,7 @@ from pytorch_lightning.utilities.model_helpers import is_overridden
 from .data import StageData
 from .estimate import ALLOW, estimate, memory_problem
 from .files import DataError
-from .parsing import OneMessage, explained, nulls
+from .parsing import OneMessage, explained, nulls, overruled
 from .reward import RewardModule
 from .scoring import guard_problems
 from .stage import StageModule
@@ -27,6 +27,13 @@ from .tasks import LM_HELP, RUN_DIR_HELP, Task, UsageError
 
 class StageParser(OneMessage, LightningArgumentParser):
     """Of a LightningCLI."""
+
+
+# Options of a part that are set once for all
+LINKED = {
+    "model.task": "task", "data.task": "task", "data.tokenizer": "lm",
+    "model.seed": "seed_everything", "data.seed": "seed_everything",
+}  # fmt: skip
 
 
 class SaveConfig(SaveConfigCallback):
@@ -53,11 +60,16 @@ class RLHFCLI(LightningCLI):
         parser.add_argument("--lm", type=str, default="gpt2", help=LM_HELP)
         parser.add_argument("--task", type=Task, help="The task; its fields are options too.")
         parser.add_argument(ALLOW, type=bool, default=False, help="Start although memory is estimated not to suffice.")
-        parser.link_arguments("task", "model.init_args.task")
-        parser.link_arguments("task", "data.init_args.task")
-        parser.link_arguments("lm", "data.init_args.tokenizer")
-        for part in ("model", "data"):
-            parser.link_arguments("seed_everything", f"{part}.init_args.seed", compute_fn=int)
+        for target, source in LINKED.items():
+            block, _, name = target.partition(".")
+            parser.link_arguments(source, f"{block}.init_args.{name}", compute_fn=int if name == "seed" else None)
+
+    def _set_seed(self) -> None:
+        """As in LightningCLI, of a seed that there is."""
+        seed = self.config[self.config.subcommand].get("seed_everything")
+        if not 0 <= int(seed or 0) < 2**32:
+            raise UsageError(f"seed_everything: found {seed}, expected 0 to {2**32 - 1}")
+        super()._set_seed()
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: LightningCLI would lay a checkpoint's hyperparameters over flags and YAML; here a difference is an error."""
@@ -69,6 +81,10 @@ class RLHFCLI(LightningCLI):
         for part in ("model", "data"):
             module, _, name = options[part].class_path.rpartition(".")
             problems += nulls(getattr(import_module(module), name), vars(options[part].init_args), self.parser, part)
+        parser = cast(StageParser, self.parser)
+        problems += nulls(Task, vars(options.task), parser, "task")
+        values = {target: (source, options[source]) for target, source in LINKED.items()}
+        problems += overruled(values, parser.files, parser.words)
         if problems:
             raise UsageError("\n".join(problems))
         try:
@@ -156,15 +172,27 @@ def run_fit(args: list[str]) -> None:
     _run(RLHFCLI, args)
 
 
+class ParsedCLI(RLHFCLI):
+    """`fit` up to the options, for a command that will run it later."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Nothing."""
+
+
+def parsed(args: list[str]) -> StageModule:
+    """The module that `fit` would train, of options that are all well; nothing is read or loaded. Raises UsageError."""
+    return _run(ParsedCLI, args).model  # type: ignore[no-any-return]
+
+
 def run_estimate(args: list[str]) -> None:
     """`estimate`, with the options of `fit`."""
     _run(EstimateCLI, ["fit", *args[1:]])
 
 
-def _run(cli: type[RLHFCLI], args: list[str]) -> None:
+def _run(cli: type[RLHFCLI], args: list[str]) -> RLHFCLI:
     """What Lightning says of its own options is a user's mistake like any other."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     try:
-        cli(StageModule, StageData, args=args, **CLI_OPTIONS)
+        return cli(StageModule, StageData, args=args, **CLI_OPTIONS)
     except MisconfigurationException as error:
         raise UsageError(str(error)) from None

@@ -30,7 +30,7 @@ from .models import (
 )
 from .records import Prompt, read_prompts
 from .runinfo import RunInfo
-from .scoring import call_reward, code_of, load_callable
+from .scoring import call_problems, call_reward, code_of, load_callable
 from .tasks import Task, TaskTokens, UsageError, task_tokens
 from .tokens import decode, encode, pad_batch
 
@@ -124,8 +124,8 @@ def label(
         for i, record in enumerate(records, 1):
             where = f"{files[split]}: record {i}"
             records[i - 1] = rendered(record, tokenizer, where)
-            if "reference" in getattr(reward, "needs", ()) and record.reference is None:
-                raise DataError(f"{where}: field 'reference': not there, expected one, for {labeler}")
+        if unfit := call_problems(labeler, [(f"{files[split]}: record {i}", record) for i, record in enumerate(records, 1)]):
+            raise DataError("\n".join(unfit))
     if not list(Path(output).glob("*.part")) and (problem := made_elsewhere(output, [f"{split}.jsonl" for split in splits])):
         raise UsageError(problem)
     config = dict(lm=lm, task=vars(task), labeler=labeler, num_samples=num_samples, per_prompt=per_prompt)

@@ -25,15 +25,18 @@ from pytorch_lightning.utilities import rank_zero_warn
 from tqdm import tqdm
 
 from .files import DataError, append_jsonl, read_jsonl, write_jsonl
-from .fit import run_fit
+from .fit import parsed, run_fit
 from .folders import point
 from .generation import seed_for
 from .labelers import all_alike, answer, compare
 from .models import LM, find_lm, load_on_device, precision_problems, run_context
+from .ppo import PPOModule
 from .records import Prompt, read_prompts
+from .reward import RewardModule
 from .runinfo import RunInfo
-from .scoring import load_callable
-from .stage import StageCheckpoint
+from .scoring import call_problems, load_callable
+from .splits import normalised
+from .stage import StageCheckpoint, StageModule
 from .tasks import Task, TaskTokens, UsageError, task_tokens
 
 REDRAWN = 8  # times that a comparison of equal responses is drawn anew
@@ -211,6 +214,14 @@ class Collector:
 # -------------------------------------------------------------------------------------------------------------- rounds
 
 
+def held_out_prompts(prompts: list[Prompt], share: float) -> tuple[list[Prompt], list[Prompt]]:
+    """(train, val): the last prompts are held out, a share of them and at least one, without those that training has too."""
+    count = min(max(1, round(share * len(prompts))), len(prompts) - 1)
+    train = prompts[: len(prompts) - count]
+    known = {normalised(p.prompt) for p in train}
+    return train, [p for p in prompts[len(train) :] if normalised(p.prompt) not in known]
+
+
 def stage_config(file: Path, options: dict[str, Any]) -> Path:
     """Write what a round changes of a stage's config, as an overlay that can be given to `fit` by hand too."""
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -248,7 +259,8 @@ def online(
     Args:
         lm: The language model that the policy and each reward model start from; the reference.
         task: The task.
-        prompts: JSON lines of training prompts, for labels and PPO.
+        prompts: JSON lines of training prompts, for PPO and labels; the last of them, as large a share as that of val_labels, are
+            for held-out labels alone.
         output: Folder of labels, rounds and the final `ppo` and `reward`.
         reward: Config files of the reward stage, in order.
         ppo: Config files of the PPO stage, in order.
@@ -267,6 +279,7 @@ def online(
     Raises:
         UsageError, DataError: An option or a file is wrong; or verdicts are missing.
     """
+    options = {k: v for k, v in locals().items() if isinstance(v, (str, int, list))}
     iterations = -(-total_episodes // ppo_batch_size)
     problems = task.problems()
     least = {
@@ -276,17 +289,31 @@ def online(
     }  # fmt: skip
     problems += [f"{k}: found {v}, expected at least {low}" for k, (v, low) in least.items() if v < low]
     problems += precision_problems(precision)
-    problems += [f"{k}: {f}: no such file" for k, v in {"reward": reward, "ppo": ppo}.items() for f in v if not Path(f).is_file()]
+    stages: dict[str, tuple[list[str], type[StageModule]]] = {"reward": (reward, RewardModule), "ppo": (ppo, PPOModule)}
+    for stage, (configs, made) in stages.items():
+        missing = [f"{stage}: {f}: no such file" for f in configs if not Path(f).is_file()]
+        problems += missing if configs else [f"{stage}: found no config file, expected at least one"]
+        if configs and not missing:
+            try:
+                found = parsed(["fit", *(word for file in configs for word in ("-c", file))])
+                if not isinstance(found, made):
+                    problems.append(f"{stage}: found configs of {type(found).__name__}, expected those of {made.__name__}")
+            except UsageError as error:
+                problems.append(f"{stage}: {error}")
     if not Path(prompts).is_file():
         problems.append(f"prompts: {prompts}: no such file")
     if problems:
         raise UsageError("\n".join(problems))
-    if not labeler.startswith("file:"):
-        load_callable(labeler)
     find_lm(lm)
     queries = list(read_prompts(prompts))
+    if not labeler.startswith("file:"):
+        problems += call_problems(labeler, [(f"{prompts}: record {i}", q) for i, q in enumerate(queries, 1)])
+    asked, held_queries = held_out_prompts(queries, val_labels / (total_labels + val_labels))
+    if not (asked and held_queries):
+        problems.append(f"prompts: {prompts}: found {len(queries)}, too few different ones to hold any out for validation")
+    if problems:
+        raise UsageError("\n".join(problems))
     folder = Path(output)
-    options = {k: v for k, v in locals().items() if isinstance(v, (str, int, list)) and k not in ("problems", "queries")}
     _same_options(folder / "online.json", {**options, "task": vars(task)})
     info = RunInfo("online", seed, options, [prompts])
     starts = round_starts(iterations, rounds)
@@ -298,8 +325,8 @@ def online(
         if not (here / "ppo" / "run.json").is_file():
             # 1. labels of the current policy
             collector = Collector(lm, previous, task, labeler, folder, seed, batch_size, precision)
-            collector.collect("train", queries, shares[k - 1] if k else 0, shares[k], num_samples, k)
-            collector.collect("val", queries, held[k - 1] if k else 0, held[k], num_samples, k)
+            collector.collect("train", asked, shares[k - 1] if k else 0, shares[k], num_samples, k)
+            collector.collect("val", held_queries, held[k - 1] if k else 0, held[k], num_samples, k)
             del collector
             # 2. a fresh reward model on all labels so far
             labels = {"train": f"{folder}/labels/train.jsonl", "val": f"{folder}/labels/val.jsonl"}

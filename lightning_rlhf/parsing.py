@@ -162,6 +162,34 @@ def nulls(of: Callable[..., Any], given: Mapping[str, Any], parser: Any, block: 
     return [f"{place(name, parser.files, parser.words)}{name}: found null, expected {kind}" for name, kind in told]
 
 
+def overruled(linked: Mapping[str, tuple[str, Any]], files: Sequence[ConfigFile], words: Sequence[str]) -> list[str]:
+    """Options of one part that were given a value although they are set once for all parts, and to another one; in words.
+
+    Args:
+        linked: Option of a part → the option that sets it, and its value.
+        files, words: As for `explained`.
+    """
+    flags = [(word[2:].partition("="), after) for word, after in pairwise([*words, ""]) if word.startswith("--")]
+    given = [(_parts(name), "", value if equals else after) for (name, equals, value), after in flags]
+    for file in files:
+        entries = _entries(yaml.compose(file.path.read_text(encoding="utf-8")), ())
+        given += [(path, f"{file.name}:{line}: ", said) for path, line, said in entries if said is not None]
+    problems = []
+    for path, at, said in given:
+        for target, (source, value) in linked.items():
+            parts = _parts(target)
+            if path[: len(parts)] != parts:
+                continue
+            inside = path[len(parts) :]
+            for key in inside:
+                value = getattr(value, key, None)
+            if said not in (str(value), f"${{{source}}}") and yaml.safe_load(said) != value:
+                name = ".".join([source, *inside])
+                option = ".".join(path)
+                problems.append(f"{at}{option}: found {_short(said)}, expected it once for all parts, as {name} (now {value})")
+    return problems
+
+
 def _may_be_null(hint: Any) -> bool:
     return hint is Any or type(None) in typing.get_args(hint)
 

@@ -24,6 +24,7 @@ from .optim import AdamTF
 from .scalar import read_reward_info
 from .scoring import (
     WeightedReward,
+    call_problems,
     find_reward,
     is_learned,
 )
@@ -191,8 +192,12 @@ class PPOSetup(StageModule):
             problems += told(find_lm, name)
         problems += position_problems(self.policy_name, self.task)
         for name in (*(part.reward for part in self.parts), *filter(None, [self.held_out_reward])):
-            problems += told(find_reward, name, self.task.name, self.allow_other_task)
+            prompts = [row for rows in data.records.values() for row in rows]
+            problems += told(find_reward, name, self.task.name, self.allow_other_task) or call_problems(name, prompts)
         problems += self._contradictions(bool(data.files.get("val")))
+        held_out = data.records.get("val", [])
+        if self.metrics and held_out and all(record.reference is None for _, record in held_out):
+            problems.append("model.metrics: given, and no prompt of data.val has a reference to compare with")
         if str(trainer.precision) in ("16", "16-mixed", "16-true"):
             problems.append(
                 f"trainer.precision: found {trainer.precision}; PPO is refused under it, because the gradient scaler skips "

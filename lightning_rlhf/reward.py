@@ -263,6 +263,8 @@ class RewardModule(StageModule):
         records = [r for _, r in data.records.get("train", [])]
         if self.margin and records and all(r.best is None or r.margin is None for r in records):
             problems.append("model.margin: found true, and no pair of data.train with a margin")
+        if self.centring > 0 and records and all(label_type(r) != "pairwise" for r in records):
+            problems.append(f"model.centring: found {self.centring}, and no pair in data.train")
         if self.normalise_by == "reference_policy":
             problems += told(label_target, records)
         return problems

@@ -26,7 +26,7 @@ from .files import file_sha256
 from .heldout import accuracy, decisions
 from .heldout import accuracy_interval as accuracy_interval
 from .models import load_tokenizer
-from .records import Comparison, DataError, read_comparisons
+from .records import Comparison, DataError, Prompt, read_comparisons
 from .scalar import load_scalar, read_reward_info
 from .tasks import UsageError
 from .tokens import bos_ids, decode, encode, encode_continuation, pad_batch
@@ -149,8 +149,9 @@ def load_callable(name: str) -> RewardFunction:
     except Exception as error:  # whatever the user's own module raises
         what = f"{type(error).__name__}: {error}"
         raise UsageError(f"reward {name!r}: {what}; expected a reward directory, known:NAME or module:function") from None
-    if not callable(found):
-        raise UsageError(f"reward {name!r}: found a {type(found).__name__}, expected a callable")
+    if not callable(found) or isinstance(found, type):
+        what = "class" if isinstance(found, type) else type(found).__name__
+        raise UsageError(f"reward {name!r}: found a {what}, expected a function, or an object that can be called")
     return found  # type: ignore[no-any-return]
 
 
@@ -184,6 +185,30 @@ def accepted(function: Callable[..., Any], columns: dict[str, list[Any]]) -> dic
         return columns
     named = {p.name for p in parameters}
     return {name: values for name, values in columns.items() if name in named}
+
+
+def call_problems(name: str, prompts: Sequence[tuple[str, Prompt]]) -> list[str]:
+    """Why a reward function cannot score responses to these prompts, in words; raises UsageError where there is no such function.
+
+    Args:
+        name: `known:NAME` or `module:function`; a reward directory has no problem.
+        prompts: Where each is from, and the prompt.
+    """
+    if is_learned(name):
+        return []
+    function = load_callable(name)
+    if "reference" in getattr(function, "needs", ()):
+        without = next((where for where, prompt in prompts if prompt.reference is None), None)
+        return [f"{without}: field 'reference': not there, expected one, for {name}"] if without else []
+    columns: dict[str, list[Any]] = {"reference": [], **{key: [] for _, prompt in prompts for key in prompt.meta}}
+    try:
+        inspect.signature(function).bind(prompts=[], completions=[], **accepted(function, columns))
+    except TypeError as error:
+        given = ", ".join(["prompts", "completions", *sorted(columns)])
+        return [f"reward {name!r}: {error}; it is called with {given} by name, those of the prompts' columns that it takes"]
+    except ValueError:  # not told of some built in C
+        pass
+    return []
 
 
 def call_reward(

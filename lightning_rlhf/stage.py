@@ -79,6 +79,10 @@ class StageModule(L.LightningModule):
             problems += output_problems(Path(self.output))
         if 0 < data.batch_size < trainer.world_size:
             problems.append(f"data.batch_size: found {data.batch_size}, expected at least one a device: {trainer.world_size}")
+        interval, each = getattr(trainer, "val_check_interval", 1.0), getattr(trainer, "check_val_every_n_epoch", 1)
+        if data.files.get("val") and data.records.get("train") and type(interval) is int and each and interval > data.batches:
+            found = f"{interval}, and {data.batches} training batches"
+            problems.append(f"trainer.val_check_interval: found {found}, expected at most as many")
         return problems + sharding_problems(getattr(trainer, "strategy", None), trainer.world_size)
 
     def share(self, count: int, batch_idx: int) -> float:
@@ -246,7 +250,7 @@ class StageCheckpoint(L.Callback):
         if every < 1:
             raise UsageError(f"StageCheckpoint.every: found {every}, expected at least 1")
         self.path, self.every = Path(path), every
-        self.aside = False  # whether there is a checkpoint of another run, which the first one of this run would replace
+        self.saved = False  # whether this run has a checkpoint there
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Save where it is due."""
@@ -261,7 +265,6 @@ class StageCheckpoint(L.Callback):
             raise UsageError(f"StageCheckpoint.path: found the folder {self.path}, expected a file's name")
         if stage == "fit" and (problem := unwritable(self.path.parent)):
             raise UsageError(f"StageCheckpoint.path: {problem}")
-        self.aside = stage == "fit" and trainer.ckpt_path is None and self.path.is_file()
         if stage == "fit" and self.partial.exists():
             rank_zero_warn(f"{self.partial}: a checkpoint that was interrupted; ignored, {self.path} is the last whole one")
 
@@ -278,13 +281,18 @@ class StageCheckpoint(L.Callback):
         trainer.strategy.barrier()
         trainer.save_checkpoint(self.partial)
         if trainer.is_global_zero:
-            if self.aside:
+            if not self.saved and self.of_another_run(trainer):
                 old = self.path.with_name(f"{self.path.name}.old")
                 self.path.replace(old)
                 rank_zero_warn(f"{self.path} was of an earlier run, which can be resumed from {old}")
             put_in_place(self.partial, self.path)
-        self.aside = False
+        self.saved = True
         trainer.strategy.barrier()
+
+    def of_another_run(self, trainer: L.Trainer) -> bool:
+        """Whether a checkpoint is there that this run did not go on from (Lightning says so only once it has been read)."""
+        resumed = trainer.ckpt_path
+        return self.path.is_file() and not (resumed and Path(resumed).exists() and self.path.samefile(resumed))
 
 
 def unwritable(folder: Path) -> str | None:

@@ -66,6 +66,16 @@ def test_what_is_not_a_number_raises_nothing() -> None:
     assert alarms.judge(50, Vitals(*[math.nan] * 5)) == []
 
 
+@pytest.mark.parametrize("name", ["entropy", "repetition", "length", "penalised", "var_explained", "over_optimised", "warmup"])
+def test_a_threshold_that_no_run_can_meet_is_refused(name: str) -> None:
+    """A share of 50, or above every figure: the alarm would never be raised, or always."""
+    wrong = {"entropy": -1.0, "repetition": 30.0, "length": 0.5, "penalised": 50.0, "var_explained": 5.0, "over_optimised": -3.0,
+             "warmup": -4}  # fmt: skip
+    (problem,) = Thresholds(**{name: wrong[name]}).problems()  # type: ignore[arg-type]
+    assert problem.startswith(f"model.alarms.{name}: found {wrong[name]:g}, expected ")
+    assert Thresholds(**dict.fromkeys(wrong.keys() - {"warmup"})).problems() == []  # type: ignore[arg-type]
+
+
 def test_over_optimisation() -> None:
     alarms = Alarms(Thresholds())
     prompts = range(40)
@@ -80,9 +90,11 @@ def test_over_optimisation() -> None:
     (said,) = alarms.judge_validation(30, [x + 1 for x in better[0]], fallen)
     assert "over-optimisation: the reward rose by 1.000 while the held-out reward fell by 0.250 (6.2 standard errors)" in said
     assert alarms.raised["over_optimised"] == said
+    assert alarms.judge_validation(35, [x + 1 for x in better[0]], fallen) == []  # said already
     # a fall within the noise is none: ± ½ in turn, mean −0.0125
     noisy = [x + (0.5 if i % 2 else -0.525) for i, x in enumerate(better[1])]
     assert alarms.judge_validation(40, [x + 1 for x in better[0]], noisy) == []
+    assert alarms.judge_validation(50, [x + 1 for x in better[0]], fallen)  # it had been well in between
     off = Alarms(Thresholds(over_optimised=None))
     off.judge_validation(0, *better)
     assert off.judge_validation(1, [x + 1 for x in better[0]], fallen) == []
@@ -106,7 +118,7 @@ def test_thresholds_that_cannot_be() -> None:
     assert Thresholds().problems() == []
     assert Thresholds(patience=0, length=1.0).problems() == [
         "model.alarms.patience: found 0, expected at least 1",
-        "model.alarms.length: found 1.0, expected above 1",
+        "model.alarms.length: found 1, expected above 1, or null",
     ]
 
 

@@ -102,6 +102,27 @@ OPTIONS = {
         ["no such known reward, expected one of ['descriptiveness', 'rouge', 'sentiment']"],
     ),
     "no such module": (["--model.reward", "no_such_module:f"], ["no_such_module", "expected a reward directory"]),
+    "seed of a part": (["--data.seed", "3"], ["data.seed: found 3, expected it once for all parts, as seed_everything (now 1)"]),
+    "task of a part": (["--model.task.name=tldr"], ["model.task.name: found tldr, expected it once for all parts, as task.name"]),
+    "seed": (["--seed_everything", "-1"], ["seed_everything: found -1, expected 0 to 4294967295"]),
+    "reference": (
+        ["--model.reward", "known:rouge"],
+        ["prompts/train.jsonl: record 1: field 'reference': not there, expected one, for known:rouge"],
+    ),
+    "a class": (["--model.reward", "decimal:Decimal"], ["found a class, expected a function, or an object that can be called"]),
+    "a function's arguments": (
+        ["--model.reward", "operator:add"],
+        ["reward 'operator:add': ", "it is called with prompts, completions, id, reference"],
+    ),
+    "metrics": (
+        ["--model.metrics", '[{"class_path": "eval.metrics.Rouge"}]', "--data.val", "PROMPTS"],
+        ["model.metrics: given, and no prompt of data.val has a reference to compare with"],
+    ),
+    "validation": (
+        ["--trainer.val_check_interval", "50", "--data.val", "PROMPTS"],
+        ["trainer.val_check_interval: found 50, and ", "training batches, expected at most as many"],
+    ),
+    "alarm": (["--model.alarms.repetition", "30"], ["model.alarms.repetition: found 30, expected above 0 and below 1"]),
     "checkpoint": (["--ckpt_path", "none.ckpt"], ["--ckpt_path: none.ckpt: no such file"]),
     "config": (["-c", "none.yaml"], ["none.yaml: No such file or directory, expected a YAML file of options"]),
 }
@@ -111,6 +132,7 @@ OPTIONS = {
 @pytest.mark.parametrize("case", OPTIONS)
 def test_bad_options(case: str, tmp_path: Path, tiny_run: Path, command: Command, refused: Refused) -> None:
     flags, expected = OPTIONS[case]
+    flags = [str(tiny_run / "prompts/val.jsonl") if flag == "PROMPTS" else flag for flag in flags]
     message = refused(command("ppo", tiny_run, "--model.output", str(tmp_path / "out"), *flags))
     for part in expected:
         assert part in message

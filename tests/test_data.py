@@ -287,7 +287,7 @@ def test_problems_are_words_without_a_tokenizer(tmp_path: Path) -> None:
 def test_iterations(episodes: int, size: int, expected: int, tmp_path: Path) -> None:
     data = PromptData(write(tmp_path / "p.jsonl", {"prompt": "a"}, {"prompt": "b"}), LM, TASK, size, episodes)
     data.setup()
-    assert data.iterations == len(data.train_dataloader()) == expected
+    assert data.batches == len(data.train_dataloader()) == expected
     assert all(len(b.tokens) == size for b in data.train_dataloader())
 
 

@@ -61,8 +61,9 @@ def test_the_checkpoint_of_an_earlier_run_is_kept(tmp_path: Path) -> None:
 
     path = tmp_path / "deep" / "ppo.ckpt"
     for number, resumed in ((1, None), (2, None), (3, str(path))):
-        callback, run = StageCheckpoint(str(path)), trainer(resumed, f"run {number}")
+        callback, run = StageCheckpoint(str(path)), trainer(None, f"run {number}")
         callback.setup(run, None, "fit")
+        run.ckpt_path = resumed  # not known to Lightning before
         callback.save(run)
         callback.save(run)
     assert path.read_text() == "run 3"

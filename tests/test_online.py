@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 import lightning_rlhf.online as module
 from lightning_rlhf.cli import main
-from lightning_rlhf.online import Collector, count_labels, labels_wanted, round_starts
+from lightning_rlhf.online import Collector, count_labels, held_out_prompts, labels_wanted, round_starts
 from lightning_rlhf.ppo import PPOModule
 from lightning_rlhf.records import Prompt
 from lightning_rlhf.tasks import Task
@@ -134,6 +134,29 @@ def test_a_run_and_the_same_run_killed_everywhere(
         expected, found = (load_file(folder / directory / "model.safetensors") for folder in (whole, killed))
         assert expected.keys() == found.keys()
         assert all(torch.equal(expected[k], found[k]) for k in expected), directory
+
+
+def test_held_out_labels_are_of_other_prompts() -> None:
+    """Of the last ones, none of which training has, not even in other letters; of two prompts one."""
+    prompts = [Prompt(text) for text in ("one", "two", "three", "four", "Three!", "six")]
+    train, val = held_out_prompts(prompts, 1 / 3)
+    assert [p.prompt for p in train] == ["one", "two", "three", "four"] and [p.prompt for p in val] == ["six"]
+    assert [len(part) for part in held_out_prompts(prompts[:2], 0.001)] == [1, 1]
+    assert held_out_prompts(prompts[:1], 0.5)[1] == []
+
+
+def test_a_stage_that_could_not_start_is_told_before_anybody_labels(
+    arguments: Callable[..., list[str]], tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    (tmp_path / "bad.yaml").write_text("model:\n  init_args:\n    cliprage: 0.1\n", encoding="utf-8")
+    reward, ppo = str(CONFIGS / "sentiment/reward.yaml"), str(CONFIGS / "sentiment/ppo.yaml")
+    message = refused(arguments("bad", "--ppo", json.dumps([ppo, str(tmp_path / "bad.yaml")]), "--reward", "[]"))
+    assert "reward: found no config file, expected at least one" in message
+    assert f"ppo: {tmp_path / 'bad.yaml'}:3: model.cliprage: found an unknown option" in message
+    message = refused(arguments("bad", "--reward", json.dumps([ppo]), "--ppo", json.dumps([reward])))
+    assert "reward: found configs of PPOModule, expected those of RewardModule" in message
+    assert "ppo: found configs of RewardModule, expected those of PPOModule" in message
+    assert not (tmp_path / "bad").exists()
 
 
 def test_equal_responses_are_drawn_anew(tmp_path: Path) -> None:

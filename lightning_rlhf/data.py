@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import glob
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import pytorch_lightning as L
@@ -25,6 +25,7 @@ from .records import (
     DataError,
     Demonstration,
     Prompt,
+    RecordReader,
     label_type,
     read_comparisons,
     read_demonstrations,
@@ -81,8 +82,9 @@ class SFTBatch(NamedTuple):
 class StageData(L.LightningDataModule):
     """What the three have in common: a tokenizer by model name, a task, a seed, files checked before anything is loaded."""
 
-    def __init__(self, tokenizer: str, task: Task, batch_size: int, seed: int) -> None:
+    def __init__(self, tokenizer: str, task: Task, batch_size: int, seed: int, strict: bool) -> None:
         super().__init__()
+        self.strict = strict
         self.tokenizer_name, self.task, self.batch_size, self.seed = tokenizer, task, batch_size, seed
         self.read_done, self.tokenised, self.records = False, False, {}
         self.train_loader: BatchLoader | None = None
@@ -234,9 +236,15 @@ class StageData(L.LightningDataModule):
             self.train_loader.load_state_dict(self.resume_at)
 
 
-def numbered(path: str | None, read: Callable[[str], Iterable[Any]]) -> list[tuple[str, Any]]:
-    """A file's records, and where each is from; none without a file."""
-    return [(f"{path}: record {i}", record) for i, record in enumerate(read(path), 1)] if path else []
+def placed(path: str | None, read: Callable[..., RecordReader[Any]], strict: bool) -> list[tuple[str, Any]]:
+    """A file's records, and where each is from; none without a file. What is left out of it is listed in a warning."""
+    if not path:
+        return []
+    reader = read(path, strict=strict)
+    rows = list(reader.placed())
+    if reader.skipped:
+        rank_zero_warn(f"{path}: of {reader.count} records were left out: {reader.reasons()}")
+    return rows
 
 
 def policy_prompt(query: list[int], resolved: TaskTokens) -> list[int]:
@@ -254,18 +262,20 @@ class SFTData(StageData):
         val: Held-out demonstrations, or null.
         batch_size: Demonstrations an optimizer step, over all devices.
         seed: Of the order.
+        strict: A record that can train nothing (an empty side) is an error; false: it is left out and listed, 1 % at most.
     """
 
     def __init__(
-        self, train: str, tokenizer: str, task: Task, val: str | None = None, batch_size: int = 32, seed: int = 1
-    ) -> None:
-        super().__init__(tokenizer, task, batch_size, seed)
+        self, train: str, tokenizer: str, task: Task, val: str | None = None, batch_size: int = 32, seed: int = 1,
+        strict: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__(tokenizer, task, batch_size, seed, strict)
         self.files = {"train": train, "val": val}
 
     def read(self) -> None:
         """Read both files."""
         if not self.read_done:
-            self.records = {split: numbered(path, read_demonstrations) for split, path in self.files.items()}
+            self.records = {split: placed(path, read_demonstrations, self.strict) for split, path in self.files.items()}
             self.read_done = True
 
     def item(self, record: Demonstration, where: str) -> tuple[list[int], list[int]]:
@@ -307,6 +317,8 @@ class PreferenceData(StageData):
         batch_size: Records an optimizer step, over all devices.
         seed: Of the order.
         references: Demonstrations `{prompt, completion}` whose mean reward becomes 0 (`normalise: reference_summaries`).
+        strict: A record that can train nothing (an empty side, prompts that differ) is an error; false: it is left out and
+            listed, 1 % at most.
     """
 
     def __init__(
@@ -318,8 +330,9 @@ class PreferenceData(StageData):
         batch_size: int = 32,
         seed: int = 1,
         references: str | None = None,
+        strict: bool = False,
     ) -> None:
-        super().__init__(tokenizer, task, batch_size, seed)
+        super().__init__(tokenizer, task, batch_size, seed, strict)
         self.files = {}
         self.paths: dict[str, list[str]] = {}
         for split, given in (("train", train), ("val", val)):
@@ -338,8 +351,8 @@ class PreferenceData(StageData):
         if self.read_done:
             return
         for split, paths in self.paths.items():
-            self.records[split] = [row for path in paths for row in numbered(path, read_comparisons)]
-        self.references = numbered(self.files["references"], read_demonstrations)
+            self.records[split] = [row for path in paths for row in placed(path, read_comparisons, self.strict)]
+        self.references = placed(self.files["references"], read_demonstrations, self.strict)
         self.read_done = True
 
     def item(self, record: Comparison, where: str) -> Judged:
@@ -402,6 +415,7 @@ class PromptData(StageData):
         total_episodes: Episodes of the whole run; the lr schedule reads the same number.
         seed: Of the order.
         val: Held-out prompts for the validation loop (`trainer.val_check_interval`: every so many iterations), or null.
+        strict: A record that is no prompt (an empty one) is an error; false: it is left out and listed, 1 % at most.
     """
 
     even_val = True
@@ -415,8 +429,9 @@ class PromptData(StageData):
         total_episodes: int = 1_000_000,
         seed: int = 1,
         val: str | None = None,
+        strict: bool = False,
     ) -> None:
-        super().__init__(tokenizer, task, batch_size, seed)
+        super().__init__(tokenizer, task, batch_size, seed, strict)
         self.files = {"train": train, "val": val}
         self.total_episodes = total_episodes
 
@@ -437,7 +452,7 @@ class PromptData(StageData):
     def read(self) -> None:
         """Read the prompts."""
         if not self.read_done:
-            self.records = {split: numbered(path, read_prompts) for split, path in self.files.items()}
+            self.records = {split: placed(path, read_prompts, self.strict) for split, path in self.files.items()}
             self.read_done = True
 
     def item(self, record: Prompt, where: str) -> tuple[Prompt, list[int]]:

@@ -1,7 +1,7 @@
 """What records hold, and the checks of a field: each raises `DataError` with file, line, field, what was found and expected."""
 
 import difflib
-import math
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -16,6 +16,10 @@ JUDGEMENTS = ("best", "ranks", "ratings", "margin")
 
 class Unusable(Exception):
     """A well-formed record that can train nothing; the message is the reason it is counted under."""
+
+
+class LeftOut(Unusable):
+    """One that is meant to be left out: counted by its reason, but no fault of the file."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +155,8 @@ def a_reference(value: Any, at: str, name: str) -> Reference:
 
 
 def a_number(value: Any, at: str, name: str) -> float:
-    return check(type(value) in (int, float) and abs(value) < math.inf, value, at, name, "a finite number")
+    finite = type(value) in (int, float) and abs(value) <= sys.float_info.max  # a JSON integer may be larger
+    return check(finite, value, at, name, "a finite number")
 
 
 def an_integer(value: Any, at: str, name: str) -> int:
@@ -207,13 +212,19 @@ def is_empty(text: Text) -> bool:
     return not (text.strip() if isinstance(text, str) else text)
 
 
-def check_texts(prompt: Text, responses: list[Text], at: str, name: str) -> None:
-    """Raise for texts of mixed kinds (only after messages may responses be strings) and for unusable ones."""
-    kinds = {kind(response) for response in responses} - {None}
+def check_texts(prompt: Text, responses: list[Text], at: str, *names: str) -> None:
+    """Raise for texts of mixed kinds (only after messages may responses be strings) and for unusable ones.
+
+    names: the responses' fields, or the one that holds them all; an error names the first that is of another kind.
+    """
+    each = [kind(response) for response in responses]
+    kinds = {*each} - {None}
     allowed = {kind(prompt), "a string"} if kind(prompt) == "messages" else {kind(prompt)}
     if len(kinds) > 1 or (kind(prompt) and not kinds <= allowed):
         found = f"{' and '.join(sorted(map(str, kinds)))} after a prompt that is {kind(prompt)}"
-        raise bad(at, name, found, "texts of one kind")
+        wanted = allowed if kind(prompt) and not kinds <= allowed else {next(filter(None, each))}
+        odd = next(i for i, of in enumerate(each) if of and of not in wanted)
+        raise bad(at, names[odd if len(names) > 1 else 0], found, "texts of one kind")
     if any(map(is_empty, responses)):
         raise Unusable("empty response")
     if is_empty(prompt):

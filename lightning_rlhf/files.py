@@ -87,8 +87,9 @@ def list_files(path: PathLike, kinds: tuple[str, ...] = (".jsonl", ".json", ".cs
         return [name]
     else:
         found = sorted(file for file in glob.glob(name, recursive=True) if os.path.isfile(file))
-    if twice := sorted(file for file in found if f"{file}.gz" in found):
-        raise bad(name, None, f"{twice[0]} and {os.path.basename(twice[0])}.gz", "one of the two")
+    zipped = {file[:-3]: os.path.basename(file) for file in found if file.lower().endswith(".gz")}
+    if twice := sorted(file for file in found if file in zipped):
+        raise bad(name, None, f"{twice[0]} and {zipped[twice[0]]}", "one of the two")
     if not found:
         raise bad(name, None, "no file", f"a directory with *{', *'.join(kinds)} files, or a glob that matches")
     return found
@@ -107,7 +108,7 @@ def is_there(path: PathLike) -> bool:
 
 
 def open_bytes(file: str) -> IO[bytes]:
-    return cast(IO[bytes], gzip.open(file, "rb") if file.endswith(".gz") else open(file, "rb"))
+    return cast(IO[bytes], gzip.open(file, "rb") if file.lower().endswith(".gz") else open(file, "rb"))
 
 
 def _encodable(value: Any, source: str) -> Any:
@@ -214,15 +215,28 @@ def _ids_or_messages(text: str) -> Any:
 
 
 def _csv_rows(file: str) -> Iterator[tuple[int, Any]]:
-    """By the csv module: pandas would turn the answers "None" and "NA" into nulls, and "42" into a number."""
+    """By the csv module: pandas would turn the answers "None" and "NA" into nulls, and "42" into a number.
+
+    A row's number is the line of the file that it begins with; its last line comes as a blank one, so that an error after it
+    is told where the next row begins.
+    """
     csv.field_size_limit(1 << 30)  # its own limit, 128 KB, is shorter than some articles
     with open_bytes(file) as raw, io.TextIOWrapper(raw, "utf-8-sig", errors="surrogateescape", newline="") as handle:
-        for number, row in enumerate(csv.DictReader(handle, strict=True), 1):
-            if None in row or None in row.values():
-                raise csv.Error("more or fewer cells than the header has")
-            for text in row.values():
+        header: list[str] = []
+        reader, end = csv.reader(handle, strict=True), 0
+        for cells in reader:
+            begin, end = end + 1, reader.line_num
+            for text in cells:
                 _utf8(text)
-            yield number, _whole(_cells(row))
+            if not header:
+                if twice := next((name for i, name in enumerate(cells) if name and name in cells[:i]), None):
+                    raise bad(f"{file}:{begin}", twice, "two columns of that name", "one")
+                header = cells
+            elif cells:
+                if len(cells) != len(header):
+                    raise csv.Error("more or fewer cells than the header has")
+                yield begin, _whole(_cells(dict(zip(header, cells, strict=True))))
+            yield end, _BLANK
 
 
 def _parquet_rows(file: str) -> Iterator[tuple[int, Any]]:
@@ -276,7 +290,7 @@ def _guarded(file: str, unit: str, rows: Iterator[tuple[int, Any]]) -> Iterator[
     except DataError:
         raise
     except (OSError, EOFError, zlib.error, csv.Error, ValueError, RecursionError, RuntimeError) as error:
-        raise bad(f"{file}:{unit}{number + 1}", None, *_explain(error, not unit)) from error
+        raise bad(f"{file}:{unit}{number + 1}", None, *_explain(error, not unit and kind_of(file) != ".csv")) from error
     if empty:
         raise bad(f"{file}:{unit}1", None, "an empty file", "at least one record")
 
@@ -295,7 +309,7 @@ def read_rows(path: PathLike) -> Iterator[Row]:
             except (OSError, EOFError, zlib.error):
                 pass  # _json_lines meets the same error, where it gets its line number
         if kind == ".csv":
-            yield from _guarded(file, "row ", _csv_rows(file))
+            yield from _guarded(file, "", _csv_rows(file))
         elif kind == ".parquet":
             yield from _guarded(file, "row ", _parquet_rows(file))
         elif head.startswith(b"["):
@@ -360,7 +374,7 @@ def write_jsonl(path: PathLike, rows: Iterable[Any]) -> int:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as raw:
-            zipped = path.suffix == ".gz"
+            zipped = path.suffix.lower() == ".gz"
             with gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if zipped else nullcontext(raw) as out:
                 for count, row in enumerate(rows, 1):
                     out.write(_encode(row, f"{path}:{count}"))

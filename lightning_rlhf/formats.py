@@ -123,20 +123,29 @@ def _pair(record: dict, at: str) -> Comparison:
     if kind(prompt) == "messages":
         chosen, rejected = (_answer(prompt, side) for side in (chosen, rejected))  # type: ignore[arg-type]
     margin = optional(record, at, "margin", a_number)
-    check_texts(prompt, [chosen, rejected], at, "chosen")
+    check_texts(prompt, [chosen, rejected], at, "chosen", "rejected")
     meta = rest_of(record, "prompt", "chosen", "rejected", "margin")
     return Comparison(prompt, [chosen, rejected], best=0, margin=margin, meta=meta)
 
 
+def _agree(asked: Text | None, *shared: str) -> None:
+    """Raise for a prompt of the record's own that stands in no text of the dialogues' shared start, nor holds all of them."""
+    own = [asked] if isinstance(asked, str) else [turn["content"] for turn in asked or () if isinstance(turn, dict)]
+    texts, owns = ([" ".join(text.split()) for text in found] for found in (shared, own))
+    for one in owns:
+        if not any(one in text for text in texts) and not all(text in one for text in texts):
+            raise Unusable("prompts differ")
+
+
 def _pair_implicit(record: dict, at: str) -> Comparison:
     """Whole dialogues in messages: what the two share from the start is the prompt. A `prompt` string beside answers alone
-    is the user's message."""
+    is the user's message; beside whole dialogues it must stand in what they share."""
     chosen, rejected = the_texts(record, at, "chosen", "rejected")
     for name, side in (("chosen", chosen), ("rejected", rejected)):
         check(kind(side) in ("messages", None), side, at, name, "a list of {role, content}")
-    asked = record.get("prompt")
-    if isinstance(asked, str) and all(side and side[0]["role"] == "assistant" for side in (chosen, rejected)):  # type: ignore[index, call-overload]
-        user = [{"role": "user", "content": asked}]
+    asked = optional(record, at, "prompt", a_text)
+    if asked is not None and all(side and side[0]["role"] == "assistant" for side in (chosen, rejected)):  # type: ignore[index, call-overload]
+        user = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
         return _pair({**record, "prompt": user}, at)
     same = 0
     while same < min(len(chosen), len(rejected)) and _turn(chosen[same]) == _turn(rejected[same]):  # type: ignore[arg-type]
@@ -145,6 +154,8 @@ def _pair_implicit(record: dict, at: str) -> Comparison:
         raise Unusable("identical responses")
     if chosen and rejected and not same:
         raise Unusable("prompts differ")
+    if same and asked:
+        _agree(asked, *(turn["content"] for turn in cast(list[dict], chosen[:same])))
     return _pair(
         {**record, "prompt": chosen[:same], "chosen": chosen[same:], "rejected": rejected[same:]}, at
     )
@@ -160,6 +171,7 @@ def _pair_of_texts(record: dict, at: str) -> Comparison:
         raise Unusable("identical responses")
     if not same:
         raise Unusable("prompts differ")
+    _agree(optional(record, at, "prompt", a_text), chosen[:same])
     return _pair({**record, "prompt": chosen[:same], "chosen": chosen[same:], "rejected": rejected[same:]}, at)
 
 
@@ -188,6 +200,7 @@ def _hh(record: dict, at: str) -> Comparison:
     if sides["chosen"][0] != sides["rejected"][0]:
         raise Unusable("prompts differ")
     (prompt, chosen), (_, rejected) = sides.values()
+    _agree(optional(record, at, "prompt", a_text), prompt)
     return _pair({**record, "prompt": prompt, "chosen": chosen, "rejected": rejected}, at)
 
 
@@ -264,7 +277,7 @@ def _openai_2019(record: dict, at: str) -> Comparison:
     query, *responses = map(_unpad, the_texts(record, at, *names))
     best = optional(record, at, "best", a_best, len(responses))
     margin = optional(record, at, "difference", a_number)
-    check_texts(query, responses, at, "sample0")
+    check_texts(query, responses, at, *samples)
     meta = rest_of(record, "best", "difference", *names)
     return _usable(Comparison(query, responses, best=best, margin=margin, meta=meta), at)
 

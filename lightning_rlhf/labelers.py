@@ -118,14 +118,11 @@ def label(
     if problems := position_problems(lm, task):
         raise UsageError("\n".join(problems))
     limits = {"train": train, "val": val}
-    splits = {s: list(read_prompts(file))[: limits[s]] for s, file in files.items()}
+    found = {s: list(read_prompts(file).placed())[: limits[s]] for s, file in files.items()}
+    if unfit := call_problems(labeler, [row for rows in found.values() for row in rows]):
+        raise DataError("\n".join(unfit))
     tokenizer = load_tokenizer(lm)
-    for split, records in splits.items():
-        for i, record in enumerate(records, 1):
-            where = f"{files[split]}: record {i}"
-            records[i - 1] = rendered(record, tokenizer, where)
-        if unfit := call_problems(labeler, [(f"{files[split]}: record {i}", record) for i, record in enumerate(records, 1)]):
-            raise DataError("\n".join(unfit))
+    splits = {split: [rendered(record, tokenizer, where) for where, record in rows] for split, rows in found.items()}
     if not list(Path(output).glob("*.part")) and (problem := made_elsewhere(output, [f"{split}.jsonl" for split in splits])):
         raise UsageError(problem)
     config = dict(lm=lm, task=vars(task), labeler=labeler, num_samples=num_samples, per_prompt=per_prompt)

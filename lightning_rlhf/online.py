@@ -305,10 +305,10 @@ def online(
     if problems:
         raise UsageError("\n".join(problems))
     find_lm(lm)
-    queries = list(read_prompts(prompts))
+    queries = list(read_prompts(prompts).placed())
     if not labeler.startswith("file:"):
-        problems += call_problems(labeler, [(f"{prompts}: record {i}", q) for i, q in enumerate(queries, 1)])
-    asked, held_queries = held_out_prompts(queries, val_labels / (total_labels + val_labels))
+        problems += call_problems(labeler, queries)
+    asked, held_queries = held_out_prompts([query for _, query in queries], val_labels / (total_labels + val_labels))
     if not (asked and held_queries):
         problems.append(f"prompts: {prompts}: found {len(queries)}, too few different ones to hold any out for validation")
     if problems:

@@ -143,7 +143,7 @@ def build_prompts(
     split_by: str = "query",
     seed: int = 1,
 ) -> None:
-    """Cut distinct queries from texts and write them as {train,val,test}.jsonl.
+    """Cut distinct queries from texts and write them as {train,val,test}.jsonl; case, spaces and punctuation make none distinct.
 
     Where a text has a human's summary, it is the prompt's `reference`, and with the task's truncation text after it a
     demonstration (demonstrations.{train,val}.jsonl). What is left out, such as a query that does not come back the same from
@@ -160,8 +160,8 @@ def build_prompts(
         form: `2019`: cut from the text's tokens; `2020`: SUBREDDIT, TITLE, POST and TL;DR:, the post shortened to fit.
         queries_per_text: At most so many queries from one text, without overlap (1 in the paper).
         join: Join consecutive texts until they have so many characters (BookCorpus has a sentence a row); 0: no.
-        split_by: `query`: by a hash of the query, so that the order of the source changes nothing, and queries that differ in
-            case, spaces or punctuation count as one; `position`: by the place after a seeded shuffle, case and spaces alone.
+        split_by: `query`: by a hash of the query, so that the order of the source changes nothing; `position`: by the place after
+            a seeded shuffle.
         seed: Of the choice of texts, and of the model's own openings.
 
     Raises:
@@ -174,6 +174,8 @@ def build_prompts(
     problems += [f"{k}: found {v!r}, expected {' or '.join(known)}" for k, v, known in chosen if v not in known]
     if source == "self" and form == "2020":
         problems.append("form: found 2020 with source self, expected posts with a subreddit and a title")
+    if source == "self" and join > 0:
+        problems.append(f"join: found {join} with source self, expected 0: the model's openings are not joined")
     if source != "self":
         problems += source_problems(source)
     if problem := made_elsewhere(output, [f"{split}.jsonl" for split in counts]):
@@ -198,7 +200,7 @@ def build_prompts(
         texts = pick_texts(source, seed, split_by, keep=4 * wanted + 1000, join=join)
     with run_context():
         for prompt, text, reason in queries_of(texts, tokenizer, task, resolved, form, queries_per_text):
-            key = normalised(prompt) if split_by == "query" else " ".join(prompt.lower().split())
+            key = normalised(prompt)
             if reason := reason or ("repeated" if key in found else None):
                 left_out[reason] += 1
                 if model and left_out["repeated"] > 50 * wanted:

@@ -20,6 +20,7 @@ from typing import Generic, TypeVar, cast
 from .fields import (
     Comparison,
     Demonstration,
+    LeftOut,
     Prompt,
     Rating,
     Sample,
@@ -93,16 +94,21 @@ class RecordReader(Iterator[T], Generic[T]):
     where it is one of several) grows.
 
     At the end, a share of skipped records above `max_skipped`, or no usable record, raises DataError with
-    the counts. `strict` raises at the first record that would be skipped.
+    the counts. `strict` raises at the first record that would be skipped. Neither counts records that are meant to be left out
+    (`LeftOut`).
     """
 
     def __init__(
         self, path: PathLike, layouts: tuple[Layout, ...], strict: bool, max_skipped: float
     ) -> None:
         self.path, self.strict, self.max_skipped = os.fspath(path), strict, max_skipped
+        if not 0 <= max_skipped <= 1:
+            raise bad(self.path, "max_skipped", str(max_skipped), "a share from 0 to 1")
         self.skipped: dict[str, list[int]] = {}
         self.skipped_at: dict[str, list[str]] = {}  # with the file, where it is one of several
+        self._left_out: set[str] = set()  # the reasons that are no fault of the file
         self.count = 0  # records read so far, the skipped ones too
+        self.at = ""  # file and line of the last one
         rows = read_rows(path)
         peeked = [next(rows)]  # an empty file raises here
         layout = _detect(layouts, peeked[0][2])
@@ -133,9 +139,12 @@ class RecordReader(Iterator[T], Generic[T]):
                     raise bad(at, key, found, f"the fields {', '.join(self._keys)}")
                 check(record[key] is not None, None, at, key, "a value")
             try:
+                self.at = at
                 return self._layout.parse(record, at)
             except Unusable as reason:
-                if self.strict:
+                if isinstance(reason, LeftOut):
+                    self._left_out.add(str(reason))
+                elif self.strict:
                     raise bad(
                         at, None, f"an unusable record: {reason}", "usable ones only (strict)"
                     ) from None
@@ -143,11 +152,21 @@ class RecordReader(Iterator[T], Generic[T]):
                 place = str(number) if at.startswith(f"{self.path}:") else at
                 self.skipped_at.setdefault(str(reason), []).append(place)
 
+    def placed(self) -> Iterator[tuple[str, T]]:
+        """The records, each after its file and line."""
+        return ((self.at, record) for record in self)
+
+    def reasons(self) -> str:
+        """What was left out, by reason, and where; empty where nothing was."""
+        return "; ".join(f"{len(n)} {why} (at {', '.join(n[:8])})" for why, n in self.skipped_at.items())
+
     def _finish(self) -> None:
-        unusable, self._rows = sum(map(len, self.skipped.values())), iter(())
-        if unusable == self.count or unusable > self.max_skipped * self.count:
-            reasons = [f"{len(n)} {why} (at {', '.join(n[:8])})" for why, n in self.skipped_at.items()]
-            found = f"{unusable} of {self.count} records unusable: {'; '.join(reasons)}"
+        self._rows = iter(())
+        left_out = sum(len(self.skipped[why]) for why in self._left_out)
+        unusable, of = sum(map(len, self.skipped.values())) - left_out, self.count - left_out
+        if unusable == of or unusable > self.max_skipped * of:
+            beside = f", {left_out} left out" if left_out else ""
+            found = f"{unusable} of {of} records unusable{beside}: {self.reasons()}"
             raise bad(self.path, None, found, f"at most {100 * self.max_skipped:g} %, and one usable")
 
 
@@ -194,8 +213,9 @@ def _prompt_in_messages(record: dict, at: str) -> Prompt:
 
 def _demonstration(record: dict, at: str) -> Demonstration:
     prompt, completion = the_texts(record, at, "prompt", "completion")
-    if record.get("label") is False:  # TRL's unpaired preferences
-        raise Unusable("label is false")
+    label = record.get("label")  # TRL's unpaired preferences
+    if label.strip().lower() in ("false", "0") if isinstance(label, str) else label == 0:  # False too
+        raise LeftOut("label is false")
     check_texts(prompt, [completion], at, "completion")
     return Demonstration(prompt, completion, rest_of(record, "prompt", "completion"))
 
@@ -227,7 +247,10 @@ def _sample(record: dict, at: str) -> Sample:
 def read_demonstrations(
     path: PathLike, *, strict: bool = False, max_skipped: float = 0.01
 ) -> RecordReader[Demonstration]:
-    """Read `{prompt, completion}` or `{messages}`; errors, skipping and options as in `read_comparisons`."""
+    """Read `{prompt, completion}` or `{messages}`; errors, skipping and options as in `read_comparisons`.
+
+    Where a `label` is false (or 0, or either as text) the record is left out, under that reason, which is no fault of the file.
+    """
     layouts = (
         Layout("demonstration", ("prompt", "completion"), _demonstration),
         Layout("demonstration", ("messages",), _demonstration_in_messages),

@@ -332,8 +332,7 @@ def guard_problems(comparisons: str | None, pairs: Sequence[dict[str, Any]] | No
     if comparisons is not None:
         try:
             usable, tokenizer = 0, None
-            for i, record in enumerate(read_comparisons(comparisons), 1):  # every record is checked
-                where = f"{comparisons}: record {i}"
+            for where, record in read_comparisons(comparisons).placed():  # every record is checked
                 usable += prefers(record)
                 if tokenizer is None and (field := first_in_messages(record)):
                     if reward is None:

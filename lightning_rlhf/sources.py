@@ -149,7 +149,7 @@ def _get(record: dict[str, Any], at: str, name: str) -> str:
 
 def _where(record: dict[str, Any], at: str) -> str:
     """The record's own id, or its file and line."""
-    return str(record.get("source", record.get("id", Path(at).name)))
+    return str(next((record[name] for name in ("source", "id") if record.get(name) is not None), Path(at).name))
 
 
 def _tldr(record: dict[str, Any], at: str) -> Source:

@@ -9,19 +9,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import unicodedata
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from .files import PathLike, write_jsonl
+from .files import PathLike, members, write_jsonl
+from .folders import made_elsewhere
 from .records import read_comparisons
 from .runinfo import RunInfo
 from .tasks import UsageError, fields_2020
 
 R = TypeVar("R")
+HELD_OUT = 0.1  # of the queries, where neither option says
+PARTS = ("train.jsonl", "val.jsonl")
 _UNSEEN = re.compile("[\u00ad\u200b-\u200f\u2060\ufe00-\ufe0f\ufeff]")  # soft hyphens and characters of no width
 _INSIDE = re.compile(r"(?<=\w)['’](?=\w)|(?<=\d),(?=\d)|(?<=\b\w)\.(?=\w\b)")  # don't, 1,000, U.S
 _MARKS = "".join(c for c in map(chr, range(0x300, 0x10000)) if unicodedata.category(c)[0] == "M")  # vowel signs
@@ -57,25 +62,33 @@ class Split(Generic[R]):
     moved: int
 
 
-def split_records(records: Iterable[R], held_out: float = 0.1, first: int | None = None) -> Split[R]:
+def _option_problems(held_out: float | None, first: int | None) -> list[str]:
+    """What is wrong with the two options, of which one is given at most."""
+    if held_out is not None and first is not None:
+        return [f"held_out, first: found {held_out} and {first}, expected one of the two"]
+    if held_out is not None and not 0 < held_out < 1:
+        return [f"held_out: found {held_out}, expected above 0 and below 1"]
+    return [f"first: found {first}, expected at least 1"] if first is not None and first < 1 else []
+
+
+def split_records(records: Iterable[R], held_out: float | None = None, first: int | None = None) -> Split[R]:
     """Split records by their query (`prompt`, an attribute or a key): no query, and no near-duplicate, is in both parts.
 
     Args:
         records: Comparisons, prompts, demonstrations, or dicts with a `prompt`.
-        held_out: Share of the *queries* held out; which ones depends on their normalised text alone.
+        held_out: Share of the *queries* held out; which ones depends on their normalised text alone. None: a tenth.
         first: In place of that: the first so many records train (2019); a later one whose query is among them is moved there.
 
     Raises:
-        UsageError: An option out of range, or a part without a record.
+        UsageError: An option out of range, both options, or a part without a record.
     """
-    if first is None and not 0 < held_out < 1:
-        raise UsageError(f"held_out: found {held_out}, expected above 0 and below 1")
-    if first is not None and first < 1:
-        raise UsageError(f"first: found {first}, expected at least 1")
+    if problems := _option_problems(held_out, first):
+        raise UsageError("\n".join(problems))
+    share = HELD_OUT if held_out is None else held_out
     rows = list(records)
     keys = [normalised(row["prompt"] if isinstance(row, dict) else row.prompt) for row in rows]  # type: ignore[attr-defined]
     seen = set(keys[:first]) if first is not None else set()
-    trains = [key in seen if first is not None else fraction(key) >= held_out for key in keys]
+    trains = [key in seen if first is not None else fraction(key) >= share for key in keys]
     found = Split(
         train=[row for row, train in zip(rows, trains, strict=True) if train],
         held_out=[row for row, train in zip(rows, trains, strict=True) if not train],
@@ -88,15 +101,41 @@ def split_records(records: Iterable[R], held_out: float = 0.1, first: int | None
     return found
 
 
+def _output_problems(path: PathLike, output: Path) -> list[str]:
+    """What keeps the two files from being written: records there that are the input, or of one's own; a folder that cannot be."""
+    made = [folder for folder in (output, *output.parents) if not os.path.exists(folder)]
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        writable = os.access(output, os.W_OK)
+    except OSError as error:
+        return [f"output: {output}: cannot be made ({error.strerror}), expected a folder that can be written to"]
+    finally:
+        for folder in made:
+            with suppress(OSError):
+                folder.rmdir()
+    if not writable:
+        return [f"output: {output}: cannot be written to, expected a folder that can"]
+    for part in (output / name for name in PARTS):
+        if part.exists() and any(part.samefile(file) for file in members(path)):
+            return [f"output: {part} is the input, and is not replaced; expected another folder"]
+    problem = made_elsewhere(output, PARTS)
+    return [problem] if problem else []
+
+
 def split_comparisons(
-    path: PathLike, output: str, held_out: float = 0.1, first: int | None = None, format: str | None = None, strict: bool = False
+    path: PathLike,
+    output: str,
+    held_out: float | None = None,
+    first: int | None = None,
+    format: str | None = None,
+    strict: bool = False,
 ) -> None:
     """Split comparisons of any readable format by query and write them as {train,val}.jsonl.
 
     Args:
         path: File, directory, glob or Hub id of comparisons.
-        output: Folder of the two files.
-        held_out: Share of the queries held out; which ones depends on their text alone, not on the order.
+        output: Folder of the two files; those of an earlier run are replaced, others are not.
+        held_out: Share of the queries held out; which ones depends on their text alone, not on the order. Null: a tenth.
         first: In place of held_out: the first so many records train, the rest is held out (2019).
         format: Format of the file; null: detected.
         strict: Raise at the first record that cannot be used, in place of skipping it.
@@ -104,11 +143,14 @@ def split_comparisons(
     Raises:
         UsageError, DataError: An option or a file is wrong.
     """
-    info = RunInfo("split", None, {"path": str(path), "held_out": held_out, "first": first, "format": format}, [str(path)])
+    if problems := _option_problems(held_out, first) + _output_problems(path, Path(output)):
+        raise UsageError("\n".join(problems))
+    share = HELD_OUT if held_out is None and first is None else held_out
+    info = RunInfo("split", None, {"path": str(path), "held_out": share, "first": first, "format": format}, [str(path)])
     reader = read_comparisons(path, format, strict=strict)
     found = split_records(reader, held_out, first)
-    counts = {"train": write_jsonl(Path(output) / "train.jsonl", found.train)}
-    counts |= {"val": write_jsonl(Path(output) / "val.jsonl", found.held_out), "moved": found.moved}
+    sizes = [write_jsonl(Path(output) / name, rows) for name, rows in zip(PARTS, (found.train, found.held_out), strict=True)]
+    counts = {"train": sizes[0], "val": sizes[1], "moved": found.moved}
     info.write(output, figures={**counts, "format": reader.format, "skipped": reader.skipped_at})
     skipped = {why: len(lines) for why, lines in reader.skipped.items()}
     print(

@@ -107,7 +107,7 @@ OPTIONS = {
     "seed": (["--seed_everything", "-1"], ["seed_everything: found -1, expected 0 to 4294967295"]),
     "reference": (
         ["--model.reward", "known:rouge"],
-        ["prompts/train.jsonl: record 1: field 'reference': not there, expected one, for known:rouge"],
+        ["prompts/train.jsonl:1: field 'reference': not there, expected one, for known:rouge"],
     ),
     "a class": (["--model.reward", "decimal:Decimal"], ["found a class, expected a function, or an object that can be called"]),
     "a function's arguments": (
@@ -207,7 +207,7 @@ def test_prompt_longer_than_the_task_allows(tmp_path: Path, tiny_run: Path, comm
     message = refused(
         command("ppo", tiny_run, "--model.output", str(tmp_path / "out"), "--data.train", str(tmp_path / "long.jsonl"))
     )
-    assert f"{tmp_path / 'long.jsonl'}: record 2: field 'prompt': found " in message
+    assert f"{tmp_path / 'long.jsonl'}:2: field 'prompt': found " in message
     assert "tokens, expected at most task.query_length = 24" in message
 
 

@@ -235,7 +235,7 @@ def test_prompt_longer_than_the_query(kind: type, tmp_path: Path) -> None:
             tmp_path / "long.jsonl", *({"prompt": p, "responses": [" a", " b"], "best": 0} for p in ("a", "Once upon a " * 9))
         )
     data = kind(file, LM, TASK)
-    with pytest.raises(DataError, match=r"long\.jsonl: record 2: field 'prompt': found \d+ tokens, expected at most .* = 12"):
+    with pytest.raises(DataError, match=r"long\.jsonl:2: field 'prompt': found \d+ tokens, expected at most .* = 12"):
         data.setup()
 
 
@@ -250,7 +250,7 @@ def test_a_query_of_2020_that_is_too_long_has_its_post_cut(tmp_path: Path) -> No
     data.setup()
     assert data.items["train"][0].query == bos_ids(tokenizer) + expected
     data = PreferenceData(file, LM, TASK)  # not even without a post
-    with pytest.raises(DataError, match=r"record 1: field 'prompt': found \d+ tokens, expected at most .* = 12"):
+    with pytest.raises(DataError, match=r"c\.jsonl:1: field 'prompt': found \d+ tokens, expected at most .* = 12"):
         data.setup()
 
 
@@ -306,3 +306,25 @@ def test_position_is_the_data_modules(tmp_path: Path) -> None:
     rest, resumed = list(iterator), list(new.train_dataloader())
     assert len(rest) == 3
     assert all(torch.equal(a.tokens, b.tokens) for a, b in zip(rest, resumed, strict=True))
+
+
+def test_what_is_left_out_is_listed_or_refused(tmp_path: Path) -> None:
+    """By reason and line; places of the others are lines of the file too, not their number among the usable ones."""
+    rows = [{"prompt": f"q {i}", "chosen": "a", "rejected": "" if i == 1 else "b"} for i in range(150)]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+    data = PreferenceData(str(file), LM, TASK)
+    with pytest.warns(UserWarning, match=r"pairs\.jsonl: of 150 records were left out: 1 empty .*\(at 2\)"):
+        assert data.check() == []
+    assert [where for where, _ in data.records["train"]][:2] == [f"{file}:1", f"{file}:3"]
+    (problem,) = PreferenceData(str(file), LM, TASK, strict=True).check()
+    assert f"{file}:2: found an unusable record: empty" in problem
+
+
+def test_ids_that_the_tokenizer_does_not_have(tmp_path: Path) -> None:
+    """GPT-2's on a model of 512 pieces: named before a model is loaded, not an index out of range in its first pass."""
+    file = tmp_path / "ids.jsonl"
+    file.write_text(json.dumps({"prompt": [5, 6], "chosen": [7], "rejected": [50000]}) + "\n", encoding="utf-8")
+    data = PreferenceData(str(file), LM, TASK)
+    with pytest.raises(DataError, match=r"ids\.jsonl:1: field 'responses.1.': found the token id 50000, .*below 512"):
+        data.setup()

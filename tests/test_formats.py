@@ -56,6 +56,35 @@ def test_dialogues_that_go_on_with_another_question_are_skipped(tmp_path: Path, 
     assert reader.skipped == {"prompts differ": [2]}
 
 
+@pytest.mark.parametrize(
+    ("prompt", "agrees"),
+    [
+        ("What is it?", True),
+        ("What is\n it? ", True),  # spaces do not count
+        ("Be brief.", True),
+        ("Be brief. What is it?", True),  # the whole dialogue as a text
+        (turns("user: What is it?"), True),
+        ("", True),
+        ("What is 2+2?", False),
+        (turns("user: What is 2+2?"), False),
+    ],
+)
+def test_a_prompt_beside_dialogues_must_be_theirs(tmp_path: Path, prompt: Any, agrees: bool) -> None:
+    asked = turns("system: Be brief.", "user: What is it?")
+    sides = {"chosen": [*asked, *turns("assistant: x")], "rejected": [*asked, *turns("assistant: y")]}
+    reader = read_comparisons(lines(tmp_path / "d.jsonl", sides, {**sides, "prompt": prompt}), max_skipped=0.5)
+    assert [c.prompt for c in reader] == [asked] * (1 + agrees)
+    assert reader.skipped == ({} if agrees else {"prompts differ": [2]})
+
+
+@pytest.mark.parametrize(("good", "name"), [(HH, "hh"), (TEXTS, "pair_implicit")])
+def test_a_prompt_beside_dialogues_in_strings_must_be_theirs(tmp_path: Path, good: dict[str, Any], name: str) -> None:
+    asked = "q" if name == "hh" else "What is it?"
+    rows = good, {**good, "prompt": asked}, {**good, "prompt": "2+2?"}
+    reader = read_comparisons(lines(tmp_path / "d.jsonl", *rows), max_skipped=0.5)
+    assert len(list(reader)) == 2 and reader.format == name and reader.skipped == {"prompts differ": [3]}
+
+
 def test_a_prompt_that_stands_in_a_side_again_is_taken_off(tmp_path: Path) -> None:
     one_side = {"prompt": turns("user: q"), "chosen": turns("user: q", "assistant: x"), "rejected": turns("assistant: y")}
     nulls = {"prompt": turns("user: q"), "chosen": turns("user: q", "assistant: x", name=None),
@@ -109,11 +138,19 @@ def test_a_broken_line_after_an_undecided_one_is_told_with_its_line(tmp_path: Pa
 
 
 def test_what_was_judged_wrong_is_no_demonstration(tmp_path: Path) -> None:
-    good, wrong = ({"prompt": "q", "completion": "x", "label": label} for label in (True, False))
-    assert len(list(read_demonstrations(lines(tmp_path / "a.jsonl", good)))) == 1
-    reader = read_demonstrations(lines(tmp_path / "b.jsonl", good, wrong))
-    with pytest.raises(DataError, match=r"1 of 2 records unusable: 1 label is false \(at 2\)"):
-        list(reader)
+    """Those are left out, and no fault of the file; other labels are other columns."""
+    made = lambda *labels: [{"prompt": "q", "completion": "x", "label": label} for label in labels]  # noqa: E731
+    rows = made(True, False, 1, 0, "true", "False", "1", "0", "FALSE", "spam", None, 2)
+    reader = read_demonstrations(lines(tmp_path / "a.jsonl", *rows), strict=True)
+    assert [d.meta["label"] for d in reader] == [True, 1, "true", "1", "spam", None, 2]
+    assert reader.skipped == {"label is false": [2, 4, 6, 8, 9]}
+    (tmp_path / "t.csv").write_text("prompt,completion,label\nq,x,True\nq,y,False\n")
+    assert [d.completion for d in read_demonstrations(tmp_path / "t.csv")] == ["x"]
+    with pytest.raises(DataError, match=r"0 of 0 records unusable, 2 left out: 2 label is false \(at 1, 2\), .* one usable"):
+        list(read_demonstrations(lines(tmp_path / "b.jsonl", *made(False, 0))))
+    empty = {"prompt": "q", "completion": ""}  # 1 of 100 is too many where 50 are left out
+    with pytest.raises(DataError, match=r"1 of 50 records unusable, 50 left out: 50 label .*; 1 empty response \(at 100\)"):
+        list(read_demonstrations(lines(tmp_path / "c.jsonl", *made(*[False] * 50, *[True] * 49), empty)))
 
 
 def test_hh_with_windows_line_ends_and_without_an_answer(tmp_path: Path) -> None:
@@ -159,6 +196,8 @@ def test_skipped_records_of_several_files_are_told_apart(tmp_path: Path) -> None
 def test_names_of_files(tmp_path: Path) -> None:
     (tmp_path / "UPPER.CSV").write_text("prompt,chosen,rejected\np,a,b\n")
     assert next(read_comparisons(tmp_path / "UPPER.CSV")).responses == ["a", "b"]
+    (tmp_path / "SOME.JSONL.GZ").write_bytes(gzip.compress(json.dumps(GOOD).encode()))
+    assert next(read_comparisons(tmp_path / "SOME.JSONL.GZ")).responses == ["a", "b"]
     (tmp_path / "some.jsonl").mkdir()
     lines(tmp_path / "real.jsonl", GOOD)
     assert len(list(read_comparisons(tmp_path / "*.jsonl"))) == 1  # a folder of that name is no file

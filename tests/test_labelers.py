@@ -197,7 +197,7 @@ def test_labeler_that_needs_a_reference(tiny_run: Path, tmp_path: Path) -> None:
     prompt = Prompt("p", reference="the cat sat", meta={"id": "x"})
     made = compare(RougeReward(), [prompt], [["dogs", "the cat sat down", "the mat"]])
     assert (made[0]["best"], made[0]["reference"], made[0]["id"]) == (1, "the cat sat", "x")
-    with pytest.raises(DataError, match=r"train\.jsonl: record 1: field 'reference': not there, expected one, for known:rouge"):
+    with pytest.raises(DataError, match=r"train\.jsonl:1: field 'reference': not there, expected one, for known:rouge"):
         labelled(tiny_run, tmp_path / "out", labeler="known:rouge")
     assert not (tmp_path / "out").exists()
 

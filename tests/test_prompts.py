@@ -27,7 +27,7 @@ def read(folder: Path) -> dict[str, list[dict[str, Any]]]:
     return {s: [json.loads(line) for line in (folder / f"{s}.jsonl").read_text(encoding="utf-8").splitlines()] for s in SPLITS}
 
 
-def made(folder: Path, source: str = "novels", task: Task = TASK, seed: int = 1, **sizes: int) -> dict[str, list[dict[str, Any]]]:
+def made(folder: Path, source: str = "novels", task: Task = TASK, seed: int = 1, **sizes: Any) -> dict[str, list[dict[str, Any]]]:
     build_prompts(LM, task, str(folder), source=source, seed=seed, **{**SIZES, **sizes})
     return read(folder)
 
@@ -189,14 +189,15 @@ def test_order_of_the_source_changes_nothing(tmp_path: Path) -> None:
     assert read(tmp_path / "p") != read(tmp_path / "q")
 
 
-def test_near_duplicates_are_one_query(tmp_path: Path) -> None:
+@pytest.mark.parametrize("split_by", ["query", "position"])
+def test_near_duplicates_are_one_query(split_by: str, tmp_path: Path) -> None:
     texts = [f"{text}\n\n{text.upper()}!\n\n{text.replace(' ', '  ')}" for text in (f"Tom saw cat number {i}" for i in range(8))]
     (tmp_path / "t.txt").write_text("\n\n".join(texts), encoding="utf-8")
     task = Task(query_length=24, start_text=None, end_text=None)
-    found = made(tmp_path / "out", str(tmp_path / "t.txt"), task, train=4, val=2, test=2)
+    found = made(tmp_path / "out", str(tmp_path / "t.txt"), task, train=4, val=2, test=2, split_by=split_by)
     assert len({normalised(r["prompt"]) for s in SPLITS for r in found[s]}) == 8
     with pytest.raises(UsageError, match=r"found 8 distinct queries \(left out: {'repeated': 16}\)"):
-        made(tmp_path / "more", str(tmp_path / "t.txt"), task, train=5, val=2, test=2)
+        made(tmp_path / "more", str(tmp_path / "t.txt"), task, train=5, val=2, test=2, split_by=split_by)
 
 
 def test_references_become_demonstrations(tmp_path: Path) -> None:
@@ -270,6 +271,7 @@ def test_options_reach_the_texts(tmp_path: Path) -> None:
         ({"split_by": "seed"}, "split_by: found 'seed', expected query or position"),
         ({"queries_per_text": 0, "join": -1}, "queries_per_text: found 0, expected at least 1\njoin: found -1, expected"),
         ({"form": "2020", "source": "self"}, "form: found 2020 with source self, expected posts with a subreddit and a title"),
+        ({"join": 50, "source": "self"}, "join: found 50 with source self, expected 0"),
     ],
 )
 @pytest.mark.usefixtures("no_models")

@@ -250,7 +250,7 @@ def test_a_first_record_that_is_wrong_names_the_field(tmp_path, record, message)
     assert message in str(error.value)
 
 
-@pytest.mark.parametrize(("name", "place"), [("a.csv", "row 701"), ("a.json", "item 701")])
+@pytest.mark.parametrize(("name", "place"), [("a.csv", "702"), ("a.json", "item 701")])
 def test_a_bad_byte_is_told_of_where_it_stands(tmp_path, name, place):
     rows = [PAIR | {"prompt": f"p{i}é"} for i in range(1000)]
     text = json.dumps(rows, ensure_ascii=False)
@@ -443,6 +443,7 @@ BAD_RECORDS = [
         '{"prompt": "p", "chosen": "a", "rejected": "b", "margin": 1e999}',
         [":2: field 'margin': found Infinity"],
     ),
+    (PAIR, PAIR | {"margin": 10**400}, [":2: field 'margin': found 1000", "expected a finite number"]),
     (PAIR, PAIR | {"chosen": "x" * 500}, None),  # long, but good
     (
         PAIR,
@@ -457,7 +458,14 @@ BAD_RECORDS = [
         [":2: field 'rejected': found \"bad\", expected a list of {role, content}"],
     ),
     (TOKENS, TOKENS | {"best": 4}, [":2: field 'best': found 4, expected an integer from 0 to 3"]),
-    (TOKENS, TOKENS | {"sample2": "text"}, [":2: field 'sample0': found a string and ids"]),
+    (TOKENS, TOKENS | {"sample2": "text"}, [":2: field 'sample2': found a string and ids after a prompt that is ids"]),
+    (TOKENS, TOKENS | {"query": "text"}, [":2: field 'sample0': found ids after a prompt that is a string"]),
+    ({"prompt": [1], "chosen": [2], "rejected": [3]}, {"prompt": [1], "chosen": [2], "rejected": "b"}, [":2: field 'rejected'"]),
+    (
+        {"prompt": [USER], "chosen": "a", "rejected": "b"},
+        {"prompt": [USER], "chosen": "a", "rejected": [3]},
+        [":2: field 'rejected': found a string and ids after a prompt that is messages"],
+    ),
     (PAIR_2020, PAIR_2020 | {"choice": 2}, [":2: field 'choice': found 2, expected an integer from 0 to 1"]),
     (
         PAIR_2020,
@@ -621,10 +629,14 @@ def test_csv(tmp_path):
     path.write_text('prompt,responses,best\np,"[""a"", ""b""]",1\n')
     assert list(read_comparisons(path)) == [Comparison("p", ["a", "b"], best=1)]
     for text, message in {
-        'prompt,responses,best\np,"[""a"", ""b""]",x\n': ":row 1: field 'best': found \"x\", expected",
-        "prompt,chosen,rejected\np,a,b\np,a\n": ":row 2: found unreadable data .more or fewer cells",
-        'prompt,chosen,rejected\np,a,"b\n': ":row 1: found unreadable data .unexpected end of data",
-        "prompt,chosen,rejected\n": ":row 1: found an empty file",
+        'prompt,responses,best\np,"[""a"", ""b""]",x\n': ":2: field 'best': found \"x\", expected",
+        "prompt,chosen,rejected\np,a,b\np,a\n": ":3: found unreadable data .more or fewer cells",
+        'prompt,chosen,rejected\np,a,"b\n': ":2: found unreadable data .unexpected end of data",
+        "prompt,chosen,rejected\n": ":1: found an empty file",
+        "prompt,chosen,rejected,chosen\np,a,b,c\n": ":1: field 'chosen': found two columns of that name, expected one",
+        # a row is told of by the line that it begins with
+        'prompt,chosen,rejected,margin\np,"a\n\nb",c,1\n\np,"a\nb",c,x\n': ":6: field 'margin': found \"x\"",
+        'prompt,chosen,rejected,"x\ny"\n\np,"a\n\nb",c,d\np,"a\nb"\n': ":7: found unreadable data .more or fewer cells",
     }.items():
         path.write_text(text)
         with pytest.raises(DataError, match="pairs.csv" + message):
@@ -728,6 +740,9 @@ def test_more_than_one_percent_unusable_raises_at_the_end(tmp_path):
     with pytest.raises(DataError, match=message):
         next(reader)
     assert reader.skipped == {"empty response": [99, 100]}
+    for share in (-0.1, 1.5, float("nan")):
+        with pytest.raises(DataError, match=rf"field 'max_skipped': found {share}, expected a share from 0 to 1"):
+            read_comparisons(write(tmp_path, PAIR), max_skipped=share)
     with pytest.raises(DataError, match="found 1 of 1 records unusable.* and one usable"):
         list(read_comparisons(write(tmp_path, empty), max_skipped=1.0))
 

@@ -221,8 +221,8 @@ def test_files_of_several_formats_and_their_problems(tmp_path: Path) -> None:
     data = PreferenceData([one, two], LM, TASK, batch_size=2)
     assert data.check() == []
     assert data.files == {"train": one, "train[1]": two, "val": None, "references": None}
-    assert [where for where, _ in data.records["train"]] == [*(f"{one}: record {i}" for i in (1, 2)),
-                                                             *(f"{two}: record {i}" for i in (1, 2, 3))]  # fmt: skip
+    assert [where for where, _ in data.records["train"]] == [*(f"{one}:{i}" for i in (1, 2)),
+                                                             *(f"{two}:{i}" for i in (1, 2, 3))]  # fmt: skip
     assert PreferenceData([one, "none.jsonl"], LM, TASK).check() == ["data.train[1]: none.jsonl: no such file"]
     assert PreferenceData([], LM, TASK).check() == ["data.train: found no file, expected at least one"]
     assert PreferenceData(f"{tmp_path}/train.pair*.jsonl", LM, TASK).check() == []

@@ -260,7 +260,7 @@ def test_messages_are_refused_before_a_model_is_loaded(
     rows = [{"prompt": "Hi", "responses": ["a", "b"], "best": 0}] * 600 + [{**MESSAGES, "best": 0}]
     file.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
     message = refused(ppo("--model.guard_comparisons", str(file)))
-    expected = f"{file}: record 601: field 'prompt': found messages, and the tokenizer"
+    expected = f"{file}:601: field 'prompt': found messages, and the tokenizer"
     assert f"model.guard_comparisons: {expected}" in message
     with pytest.raises(DataError, match="comparison 1: found messages, and this reward reads texts"):
         comparison_accuracy(by_text, [Comparison(**MESSAGES, best=0)])
@@ -353,7 +353,7 @@ def test_reward_function_gets_every_column() -> None:
         ("json:no_such_function", "has no attribute 'no_such_function'"),
         ("none.py:f", "No such file or directory"),
         ("known:taste", r"no such known reward, expected one of \['descriptiveness', 'rouge', 'sentiment'\]"),
-        ("{file}:NUMBER", "found a int, expected a callable"),
+        ("{file}:NUMBER", "found a int, expected a function"),
         ("{broken}:f", "expected a reward directory, known:NAME or module:function"),
     ],
 )

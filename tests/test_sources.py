@@ -31,6 +31,7 @@ CASES: dict[str, tuple[dict[str, Any], Source]] = {
     ),
     "prompt": ({"prompt": "Q", "reference": "A"}, Source("Q", "t.jsonl:1", "A")),
     "text": ({"text": "Once. ", "source": "book"}, Source("Once. ", "book")),
+    "text of no known source": ({"text": "Once.", "source": None, "id": None}, Source("Once.", "t.jsonl:1")),
 }
 
 

@@ -84,6 +84,7 @@ def test_first_so_many_train_and_leaks_are_moved() -> None:
         ({"held_out": 0.0}, "held_out: found 0.0, expected above 0 and below 1"),
         ({"held_out": 1.0}, "held_out: found 1.0, expected above 0 and below 1"),
         ({"first": 0}, "first: found 0, expected at least 1"),
+        ({"held_out": 0.3, "first": 10}, "held_out, first: found 0.3 and 10, expected one of the two"),
         ({"first": 400}, "split: found no held-out record among 400 with 400 queries, expected at least one"),
     ],
 )
@@ -111,3 +112,34 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: Ca
     words = ["split", "--path", str(tmp_path / "labels.jsonl"), "--output", str(tmp_path / "no"), "--strict", "true"]
     assert "labels.jsonl:101: found an unusable record: empty response" in refused(words)
     assert not (tmp_path / "no").exists()
+
+
+def test_labels_of_ones_own_are_not_replaced(tmp_path: Path, refused: Callable[..., str]) -> None:
+    rows = [{"prompt": f"q {i}", "chosen": "a", "rejected": "b"} for i in range(50)]
+    text = "".join(json.dumps(r) + "\n" for r in rows)
+    for name in ("lab/train.jsonl", "other/val.jsonl"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    words = ["split", "--path", str(tmp_path / "lab/train.jsonl"), "--output"]
+    error = refused([*words, str(tmp_path / "lab")])
+    assert "lab/train.jsonl is the input, and is not replaced; expected another folder" in error
+    error = refused([*words, str(tmp_path / "other")])
+    assert "other/val.jsonl is there and was not made by this command (no run.json); expected another folder" in error
+    assert all((tmp_path / name).read_text(encoding="utf-8") == text for name in ("lab/train.jsonl", "other/val.jsonl"))
+    for _ in range(2):  # what an earlier split made is made anew
+        main([*words, str(tmp_path / "parts")])
+    for path in (tmp_path / "parts/val.jsonl", tmp_path / "parts"):  # but not over what is read, run.json or not
+        error = refused(["split", "--path", str(path), "--output", str(tmp_path / "parts")])
+        assert "is the input" in error and "parts/run.json" not in error
+
+
+def test_what_cannot_be_written_is_told_before_the_file_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
+) -> None:
+    monkeypatch.setattr("lightning_rlhf.splits.read_comparisons", None)
+    words = ["split", "--path", str(tmp_path / "labels.jsonl"), "--output"]
+    (tmp_path / "file").write_text("mine")
+    for output, why in (("/proc/x", "No such file or directory"), (str(tmp_path / "file"), "File exists")):
+        error = refused([*words, output, "--held_out", "0.3", "--first", "10"])
+        assert f"output: {output}: cannot be made ({why}), expected a folder that can be written to" in error
+        assert "held_out, first: found 0.3 and 10, expected one of the two" in error

@@ -39,7 +39,7 @@ from .files import is_there
 from .generation import Drawn
 from .machine import available_memory, resident
 from .meter import Meter, storage_bytes, tensors_of
-from .models import find_lm, load_lm
+from .models import config_of, load_lm
 from .objective import penalised
 from .ppo import PPOModule
 from .records import Prompt
@@ -203,6 +203,7 @@ class StageRun:
             (ppo_networks, "load_reward", self._load_reward),
             (scoring, "load_scalar", self._load_scalar), (ppo_networks, "load_scalar", self._load_scalar),
             (models, "_check_head", lambda model, name: None),
+            (models, "merge_start", lambda model, directory: model),  # as large, merged
             # what first runs under the meter would never be compiled
             (ppo_networks, "compiled", lambda network, on: nullcontext()),
             (logprobs, "compile_once", lambda function, dynamic: function),
@@ -438,14 +439,14 @@ def bound(module: StageModule, data: StageData) -> int:
     names += [reward for reward in rewards if is_learned(reward)]
     if any(str(name).endswith(".gguf") for name in names):
         return sys.maxsize  # its file would have to be read
-    configs = [AutoConfig.from_pretrained(find_lm(name)) for name in filter(None, names)]
+    configs = [config_of(name) for name in filter(None, names)]
     weights = token = heads = 0
     for c in configs:
         width, layers = c.hidden_size, c.num_hidden_layers
         inner = 3 * (getattr(c, "intermediate_size", None) or getattr(c, "n_inner", None) or 4 * width)
         weights += layers * width * (4 * width + inner) + 2 * c.vocab_size * width
         token = max(token, layers * (16 * width + 2 * inner) + 8 * c.vocab_size)
-        heads = max(heads, layers * c.num_attention_heads * 3)
+        heads = max(heads, layers * getattr(c, "num_attention_heads", 1) * 3)
     task, responses = m.task, 4 if isinstance(m, RewardModule) else 1
     length = task.query_length + responses * max(task.response_length, _longest(data)) + 32
     rows = max(data.batch_size, getattr(m, "rollout_batch_size", 0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +22,7 @@ from .files import DataError
 from .parsing import OneMessage, explained, nulls, overruled
 from .reward import RewardModule
 from .scoring import guard_problems
-from .stage import StageModule
+from .stage import StageCheckpoint, StageModule
 from .tasks import LM_HELP, RUN_DIR_HELP, Task, UsageError
 
 
@@ -59,6 +60,9 @@ class RLHFCLI(LightningCLI):
         parser.add_argument("--run_dir", type=str, default="out/run", help=RUN_DIR_HELP)
         parser.add_argument("--lm", type=str, default="gpt2", help=LM_HELP)
         parser.add_argument("--task", type=Task, help="The task; its fields are options too.")
+        parser.add_argument(
+            "--allow_changed", type=list[str], default=[], help="Options that may differ from the checkpoint's on resume."
+        )
         parser.add_argument(ALLOW, type=bool, default=False, help="Start although memory is estimated not to suffice.")
         for target, source in LINKED.items():
             block, _, name = target.partition(".")
@@ -107,6 +111,7 @@ class RLHFCLI(LightningCLI):
         resume = subcommand.get("ckpt_path")
         config = yaml.safe_load(self._parser(self.config.subcommand).dump(subcommand, skip_validation=True))
         self.model.record_options(config, self.datamodule.files, self.trainer)
+        self.model.allowed_changes = frozenset(subcommand["allow_changed"])
         given = config["model"]["init_args"]
         reward = given.get("reward")
         directory = reward if isinstance(reward, str) and Path(reward).is_dir() else None
@@ -134,6 +139,21 @@ class RLHFCLI(LightningCLI):
             raise UsageError(problem)
         if problem:
             rank_zero_warn(f"the run starts ALTHOUGH {problem}")
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """As in LightningCLI, which ends a run that was told to stop without a word, on SIGTERM as if all were well."""
+        try:
+            super()._run_subcommand(subcommand)
+        except SystemExit as error:
+            stopped = self.trainer.received_sigterm
+            if not (stopped or isinstance(error.__context__, KeyboardInterrupt)):
+                raise
+            callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+            path = next((c.path for c in callbacks if isinstance(c, StageCheckpoint) and c.path.exists()), None)
+            how = f"go on with --ckpt_path {path}" if path else "there is no checkpoint yet"
+            if self.trainer.is_global_zero:
+                print(f"{'stopped by SIGTERM' if stopped else 'interrupted'}; {how}", file=sys.stderr)
+            raise SystemExit(143 if stopped else 130) from None
 
     def before_validate(self) -> None:
         """As before fit; and there must be something to validate with."""

@@ -129,11 +129,17 @@ def load_tokenizer(name: str) -> Any:
     return AutoTokenizer.from_pretrained(found)
 
 
+def config_of(name: str) -> Any:
+    """A model's config, without its weights: of an adapter alone, that of the model it belongs on."""
+    found = find_lm(name)
+    base = adapter_base(found)
+    return AutoConfig.from_pretrained(found) if base in (None, found) else config_of(str(base))
+
+
 def position_problems(name: str, task: Task) -> list[str]:
     """Whether a prompt of the task and its response are more than the positions of a model that has a table of them (GPT-2)."""
     try:
-        found = find_lm(name)
-        most = None if found.endswith(".gguf") else getattr(AutoConfig.from_pretrained(found), "n_positions", None)
+        most = None if find_lm(name).endswith(".gguf") else getattr(config_of(name), "n_positions", None)
         if most is None:
             return []
         resolved = task_tokens(task, load_tokenizer(name))

@@ -230,9 +230,10 @@ def stage_config(file: Path, options: dict[str, Any]) -> Path:
 
 
 def fit(configs: list[str], overlay: Path, checkpoint: Path) -> None:
-    """`lightning-rlhf fit`, from the checkpoint where there is one."""
+    """`lightning-rlhf fit`, from the checkpoint where there is one; each round has a reward model of its own."""
     words = [word for file in [*configs, str(overlay)] for word in ("-c", file)]
-    run_fit(["fit", *words, *(["--ckpt_path", str(checkpoint)] if checkpoint.exists() else [])])
+    resumed = ["--ckpt_path", str(checkpoint), "--allow_changed", '["model.reward"]'] if checkpoint.exists() else []
+    run_fit(["fit", *words, *resumed])
 
 
 def online(

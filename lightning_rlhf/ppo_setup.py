@@ -203,6 +203,8 @@ class PPOSetup(StageModule):
                 f"trainer.precision: found {trainer.precision}; PPO is refused under it, because the gradient scaler skips "
                 "optimizer steps while the schedule and the KL controller go on; use bf16-mixed or 32-true"
             )
+        if str(trainer.precision).endswith("-true") and str(trainer.precision) != "32-true":
+            problems.append(f"trainer.precision: found {trainer.precision}, expected 32-true or bf16-mixed: log-probs are of float32")
         if is_sharding(getattr(trainer, "strategy", None)) and self.trainable_layers is not None:
             problems.append(
                 f"model.trainable_layers: found {self.trainable_layers} with ModelParallelStrategy, under which each network is "

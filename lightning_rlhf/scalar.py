@@ -20,7 +20,7 @@ from .lora import plain_copy, save_adapter
 from .models import fuse_activations, pad_apart, readable_weights, without_pad
 from .tasks import UsageError
 from .tokens import position_ids
-from .trunks import pack_groups
+from .trunks import PACKED, full_attention, pack_groups
 
 
 class ScalarHead(nn.Linear):
@@ -70,11 +70,16 @@ class ScalarModel(nn.Module):
         return self.score_hidden(hidden, mask)
 
     def score_groups(self, tokens: Tensor, mask: Tensor, n: int) -> Tensor:
-        """`forward` for groups of n right-padded rows that share their beginning, which is read once: (B n, T) → (B, n).
+        """`forward` for groups of n right-padded rows that share their beginning, which is read once where the trunk's attention
+        allows it (`trunks.PACKED`): (B n, T) → (B, n).
 
         With four responses of 24 tokens to a query of 32 that is 128 tokens a group instead of 224. The score of a row
         without a real token means nothing.
         """
+        config = self.trunk.config
+        if config.model_type not in PACKED or not full_attention(config):
+            first = torch.arange(mask.shape[1], device=mask.device) == 0
+            return self(tokens, mask | (~mask.any(1, keepdim=True) & first)).view(-1, n)
         packed = pack_groups(tokens, mask, n)
         dtype = self.trunk.get_input_embeddings().weight.dtype
         if torch.is_autocast_enabled(tokens.device.type):

@@ -17,11 +17,12 @@ import pytorch_lightning as L
 import torch
 from pytorch_lightning.utilities import rank_zero_warn
 
-from .files import content
+from .files import content, file_sha256
 from .folders import put_in_place, remove
 from .lora import LoRA
 from .models import fingerprint
 from .runinfo import RunInfo
+from .scoring import is_learned
 from .sharding import (
     average_gradients,
     clip_gradients,
@@ -62,6 +63,7 @@ class StageModule(L.LightningModule):
         plain = {k: v for k, v in options.items() if isinstance(v, (str, int, float, bool, type(None)))}
         self.options: dict[str, Any] = {**{f"model.{k}": v for k, v in plain.items()}, **flat(groups, "model")}
         self.options.update({f"task.{k}": v for k, v in task_dict(task).items()}, seed_everything=seed)
+        self.allowed_changes: frozenset[str] = frozenset()  # beside those, by the command line
         self.strict_loading = False
         self.run_config: Any = None  # the whole parsed config, set by the command line
         self.run_files: list[str] = []
@@ -169,13 +171,17 @@ class StageModule(L.LightningModule):
             self.options[part] = config[part]["class_path"]
         decisive = (
             "precision", "max_epochs", "max_steps", "limit_train_batches", "gradient_clip_val", "accumulate_grad_batches",
-            "val_check_interval", "check_val_every_n_epoch", "limit_val_batches",
+            "val_check_interval", "check_val_every_n_epoch", "limit_val_batches", "gradient_clip_algorithm", "overfit_batches",
         )  # fmt: skip
         self.options.update({f"trainer.{k}": config["trainer"].get(k) for k in decisive})
         self.options.update({"trainer.devices (in all)": trainer.world_size, "trainer.strategy": type(trainer.strategy).__name__})
         for name in ("policy", "reference", "value_init"):  # what a checkpoint does not hold of them must be what it was
             if given := self.options.get(f"model.{name}"):
                 self.options[f"model.{name}"] = f"{given} ({weights_hash(given)})"
+        for name in ("reward", "held_out_reward"):  # a directory, a function, or several
+            if given := self.options.get(f"model.{name}"):
+                parts = given if isinstance(given, list) else [{"reward": given}]
+                self.options[f"model.{name}"] = [{**part, "content": reward_hash(part["reward"])} for part in parts]
         for option, file in files.items():
             self.options[f"data.{option}"] = content(file) if file else file
 
@@ -197,8 +203,13 @@ class StageModule(L.LightningModule):
         if saved.get("name") != self.stage:
             return [f"--ckpt_path: found a checkpoint of stage {saved.get('name')!r}, expected {self.stage!r}"]
         then, now = saved["options"], self.options
-        changed = [k for k in sorted({*then, *now}) if k not in self.may_change and then.get(k) != now.get(k)]
-        return [f"--ckpt_path: {k}: found {now.get(k)!r}, the checkpoint was made with {then.get(k)!r}" for k in changed]
+        allowed = self.may_change | self.allowed_changes
+        changed = [k for k in sorted({*then, *now}) if k not in allowed and then.get(k) != now.get(k)]
+        return [
+            f"--ckpt_path: {k}: found {now.get(k)!r}, the checkpoint was made with {then.get(k)!r} "
+            f"(--allow_changed '[\"{k}\"]' goes on all the same)"
+            for k in changed
+        ]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse another stage's checkpoint, other options, or missing weights; raises UsageError."""
@@ -320,6 +331,15 @@ def weights_hash(name: str) -> str:
         return f"weights {hashlib.sha256(fingerprint(name).encode()).hexdigest()[:12]}"
     except UsageError:
         return "not found"
+
+
+def reward_hash(name: str) -> str:
+    """What tells one reward from another of the same name: its weights, or its file of code."""
+    if is_learned(name):
+        return weights_hash(name)
+    module, _, _ = name.rpartition(":")
+    file = Path(module) if module.endswith(".py") else Path(f"{module.replace('.', '/')}.py")  # beside where the run starts
+    return file_sha256(file)[:12] if file.is_file() else "as installed"
 
 
 def flat(tree: dict[str, Any], prefix: str, skip: Any = ()) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from .blocks import blocks_of
 from .logprobs import within
@@ -66,11 +67,33 @@ class SplitTrunk:
         self._above._modules = {**base._modules, blocks: layers[self.cut :]}
         if positions:
             self._above._modules[positions] = _Zero()
+        if kinds := getattr(base.config, "layer_types", None):  # looked up by a block's number
+            for part, some in ((self._below, kinds[: self.cut]), (self._above, kinds[self.cut :])):
+                part.config = copy.copy(base.config)
+                part.config.layer_types = some
+        if not self._composes(base):
+            raise UsageError(f"trainable_layers: not supported for {type(base).__name__}; leave it null to train all layers")
         for p in model.parameters():
             p.requires_grad_(False)
         for module in (layers[self.cut :], getattr(base, norm)):
             for p in module.parameters():
                 p.requires_grad_(True)
+
+    @torch.no_grad()
+    def _composes(self, base: Any) -> bool:
+        """Whether both parts together are the model, which some do something to embeddings or blocks that a part cannot tell."""
+        weight = base.get_input_embeddings().weight
+        if weight.is_meta or isinstance(weight, FakeTensor):
+            return True  # no content to tell from (`estimate.py`)
+        training = base.training
+        base.eval()
+        tokens = torch.arange(4, device=weight.device).unsqueeze(0)
+        mask = torch.ones_like(tokens, dtype=torch.bool)
+        options = {"attention_mask": mask.long(), "position_ids": position_ids(mask), "use_cache": False}
+        whole = base(input_ids=tokens, **options).last_hidden_state
+        parts = self.above(self.below(tokens, mask), mask)
+        base.train(training)
+        return torch.allclose(parts, whole, rtol=1e-4, atol=1e-4)
 
     @torch.no_grad()
     def below(self, tokens: Tensor, mask: Tensor) -> Tensor:
@@ -127,6 +150,17 @@ def first_blocks(trunk: Any, number: int) -> Any:
     except Exception as error:
         raise UsageError(f"model.num_hidden_layers: {type(trunk).__name__} is not supported: {error}") from None
     return copy.deepcopy(shorter)
+
+
+PACKED = {"gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3"}  # whose attention is what a mask of four dimensions allows
+
+
+def full_attention(config: Any) -> bool:
+    """Whether every block looks at all places before it, as far back as there are any."""
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None:
+        return all(kind == "full_attention" for kind in kinds)
+    return not (getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True))
 
 
 class Packed(NamedTuple):

@@ -24,6 +24,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
+from lightning_rlhf.cli import main
 from lightning_rlhf.data import PreferenceData, PromptBatch, PromptData, SFTData
 from lightning_rlhf.logprobs import head_logprobs, logits_of
 from lightning_rlhf.lora import LoRA, adapters_off, add_lora, lora_layers, plain_copy
@@ -225,7 +226,7 @@ def test_the_export_is_a_plain_directory_with_the_adapter_beside_it(tmp_path: Pa
     again = PeftModel.from_pretrained(load_lm(STORIES).model, str(out / "adapter")).base_model.model
     assert torch.equal(logits(again), logits(module.policy))
     # which is a model's name too
-    torch.testing.assert_close(logits(load_lm(str(out / "adapter")).model), logits(merged), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logits(load_lm(str(out / "adapter")).model), logits(merged), rtol=1e-5, atol=5e-5)
     next_stage, more = made_sft(tmp_path / "next", policy=str(out))
     trainer_of().fit(next_stage, more)
     assert (tmp_path / "next/sft/model.safetensors").is_file()
@@ -304,7 +305,8 @@ def test_a_resume_with_another_rank_is_refused() -> None:
     modules = [SFTModule(STORIES, "x", TASK, lora=lora) for lora in (LoRA(r=4), LoRA(r=8), None)]
     saved = {"name": "sft", "options": modules[0].options}
     assert modules[0].differences(saved) == []
-    assert modules[1].differences(saved) == ["--ckpt_path: model.lora.r: found 8, the checkpoint was made with 4"]
+    (told,) = modules[1].differences(saved)
+    assert told.startswith("--ckpt_path: model.lora.r: found 8, the checkpoint was made with 4 (--allow_changed ")
     assert any("model.lora.r: found None, the checkpoint was made with 4" in text for text in modules[2].differences(saved))
 
 
@@ -329,6 +331,21 @@ def renamed(source: Path, target: Path, base: str | None) -> str:
     config = json.loads((source / "adapter_config.json").read_text())
     (target / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": base}))
     return str(target)
+
+
+def test_a_stage_starts_from_an_adapter_alone(
+    adapter: tuple[Path, Tensor],
+    tiny_run: Path,
+    tmp_path: Path,
+    command: Callable[..., list[str]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Estimated, as large as the model that it is merged into, and trained."""
+    words = command("sft", tiny_run, "--model.policy", str(adapter[0]), "--model.output", str(tmp_path / "out"))
+    main(["estimate", *words[1:]])
+    assert "peak: " in capsys.readouterr().out
+    main([*words, "--trainer.limit_train_batches", "1"])
+    assert (tmp_path / "out/model.safetensors").is_file()
 
 
 def test_a_directory_with_an_adapter_alone(adapter: tuple[Path, Tensor], tmp_path: Path) -> None:

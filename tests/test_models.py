@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,14 +12,22 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
     GPTNeoConfig,
     GPTNeoModel,
+    GraniteConfig,
+    GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
 )
 
 from lightning_rlhf.blocks import blocks_of
@@ -468,6 +477,44 @@ def test_groups_score_as_rows(family: str) -> None:
             torch.testing.assert_close(b, a, atol=5e-5, rtol=1e-3)
     # alone, and with nothing to share
     torch.testing.assert_close(scalar.score_groups(tokens[there], mask[there], 1).flatten(), expected, atol=1e-5, rtol=1e-5)
+
+
+def windowed(kind: str) -> PreTrainedModel:
+    """Blocks that look a few places back, every one or some, and rows that are longer."""
+    torch.manual_seed(0)
+    shape: dict[str, Any] = dict(vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=4, num_attention_heads=4,
+                                 num_key_value_heads=2, max_position_embeddings=64, initializer_range=0.3)  # fmt: skip
+    if kind == "mistral":
+        return MistralForCausalLM(MistralConfig(**shape, sliding_window=3)).eval()
+    if kind == "gemma3":
+        return Gemma3ForCausalLM(Gemma3TextConfig(**shape, head_dim=4, sliding_window=3, sliding_window_pattern=2)).eval()
+    return Qwen2ForCausalLM(Qwen2Config(**shape, use_sliding_window=True, sliding_window=3, max_window_layers=2)).eval()
+
+
+@pytest.mark.parametrize("kind", ["mistral", "qwen2", "gemma3"])
+def test_windows_are_looked_through_everywhere(kind: str) -> None:
+    """Groups as rows, and a split trunk as the whole; a mask for a packed row would say nothing of windows."""
+    model = windowed(kind)
+    scalar = ScalarModel(model.base_model, 16, std=0.5)
+    tokens, mask = groups_by_hand()
+    there = mask.any(1)
+    with torch.no_grad():
+        found = scalar.score_groups(tokens, mask, 3)
+        torch.testing.assert_close(found.flatten()[there], scalar(tokens[there], mask[there]))
+        assert bool(torch.isfinite(found).all())
+        rows, real = torch.arange(1, 25).view(2, 12), torch.ones(2, 12, dtype=torch.bool)
+        for trained in (1, 2, 3):
+            split = SplitTrunk(model, trained)
+            assert torch.equal(split.above(split.below(rows, real), real), hidden_states(model, rows, real))
+
+
+def test_a_trunk_that_is_more_than_its_blocks_is_not_split() -> None:
+    """Granite multiplies its embeddings: what stands above a cut would do so again."""
+    torch.manual_seed(0)
+    shape: dict[str, Any] = dict(vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=4)
+    model = GraniteForCausalLM(GraniteConfig(**shape, num_key_value_heads=2, embedding_multiplier=3.0))
+    with pytest.raises(UsageError, match="trainable_layers: not supported for GraniteModel; leave it null"):
+        SplitTrunk(model, 1)
 
 
 def test_one_gelu_is_the_eight_operations(tmp_path: Path) -> None:

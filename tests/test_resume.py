@@ -348,6 +348,39 @@ def test_changed_options_are_refused_by_name(runs: Runs, refused: Callable[..., 
         assert message.count("the checkpoint was made with") == len(mine), message
 
 
+def test_another_reward_of_the_same_name_is_refused(runs: Runs, tmp_path: Path, refused: Callable[..., str]) -> None:
+    """Its weights or its gain; and a difference that is allowed by name is none."""
+    saved = torch.load(runs.killed / "ppo/last.ckpt", weights_only=True)
+    (part,) = saved["stage"]["options"]["model.reward"]
+    assert part["content"].startswith("weights ")
+    saved["stage"]["options"]["model.reward"] = [{**part, "content": "weights 0"}]
+    torch.save(saved, tmp_path / "other.ckpt")
+    words = runs.arguments("ppo", runs.killed, "--ckpt_path", str(tmp_path / "other.ckpt"))
+    message = refused(words)
+    assert "--ckpt_path: model.reward: found [{" in message and "'content': 'weights 0'" in message
+    assert "(--allow_changed '[\"model.reward\"]' goes on all the same)" in message
+    message = refused([*words, "--allow_changed", '["model.reward"]', "--model.kl_coef", "0.2"])
+    assert "model.reward" not in message and "model.kl_coef: found 0.2" in message
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "word"), [(signal.SIGTERM, 143, "stopped by SIGTERM"), (signal.SIGINT, 130, "interrupted")]
+)
+def test_a_run_that_is_told_to_stop_says_how_to_go_on(
+    runs: Runs, tmp_path: Path, number: signal.Signals, status: int, word: str
+) -> None:
+    """And does not end as if all were well."""
+    (tmp_path / "killer.py").write_text(KILLER.replace("SIGKILL", number.name), encoding="utf-8")
+    words = runs.arguments("sft", tmp_path, kill=True)
+    ended = subprocess.run(
+        [sys.executable, "-m", "lightning_rlhf", *words], env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert ended.returncode == status, ended.stderr
+    assert ended.stderr.splitlines()[-1] == f"{word}; go on with --ckpt_path {tmp_path / 'sft/last.ckpt'}"
+    assert not (tmp_path / "sft/export").exists()
+
+
 @pytest.mark.usefixtures("no_models")
 def test_changed_optimizer_and_data_are_refused(runs: Runs, tiny_run: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
     overlay: dict[str, Any] = {
@@ -412,7 +445,7 @@ def test_checkpoint_that_cannot_be_used(runs: Runs, tmp_path: Path, refused: Cal
 class _Trainer:
     """As much of a Trainer as the callback touches."""
 
-    num_training_batches, is_global_zero, accumulate_grad_batches = 5, True, 1
+    num_training_batches, is_global_zero, accumulate_grad_batches, ckpt_path = 5, True, 1, None
 
     def __init__(self, fail: bool = False) -> None:
         self.fail, self.saved = fail, 0

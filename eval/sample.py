@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pytorch_lightning.utilities import rank_zero_warn
 from tqdm import tqdm
 
 from eval.baselines import Policy, best_of_n_kl, few_shot, text_of
@@ -142,7 +143,11 @@ def held_out(prompts: str | None, samples: str | None, limit: int | None, source
     if prompts is not None:
         if not Path(prompts).is_file():
             raise UsageError(f"prompts: {prompts}: no such file")
-        for i, record in enumerate(list(read_prompts(prompts))[:limit]):
+        reader = read_prompts(prompts)
+        everything = list(reader)
+        if reader.skipped:
+            rank_zero_warn(f"{prompts}: of {reader.count} records were left out: {reader.reasons()}")
+        for i, record in enumerate(everything[:limit]):
             id_ = str(record.meta.get("id", i))
             if id_ in records:
                 raise UsageError(f"{prompts}: field 'id': {id_!r} stands twice, expected distinct ones")

@@ -179,6 +179,18 @@ def mean_interval(
     return Interval(mean, mean - half, mean + half, len(x))
 
 
+def share_interval(
+    values: Sequence[float] | np.ndarray, clusters: Sequence[Hashable] | None = None, confidence: float = 0.95
+) -> Interval:
+    """Mean of n shares in [0, 1], with the interval of `win_rate`: inside [0, 1], and of some width where all are 0.
+
+    Raises:
+        ValueError: As `win_rate`.
+    """
+    found = win_rate(values, clusters, confidence)
+    return Interval(found.rate, found.low, found.high, found.n)
+
+
 def paired_outcomes(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -> np.ndarray:
     """(n,), (n,) scores of the same prompts → (n,) outcomes of `a`: 1 higher, ½ equal, 0 lower.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
@@ -19,10 +20,11 @@ from pytorch_lightning.utilities.model_helpers import is_overridden
 from .data import StageData
 from .estimate import ALLOW, estimate, memory_problem
 from .files import DataError
+from .folders import alone
 from .parsing import OneMessage, explained, nulls, overruled
 from .reward import RewardModule
 from .scoring import guard_problems
-from .stage import StageCheckpoint, StageModule
+from .stage import StageCheckpoint, StageModule, unwritable
 from .tasks import LM_HELP, RUN_DIR_HELP, Task, UsageError
 
 
@@ -142,15 +144,17 @@ class RLHFCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         """As in LightningCLI, which ends a run that was told to stop without a word, on SIGTERM as if all were well."""
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        path = next((c.path for c in callbacks if isinstance(c, StageCheckpoint)), None)
+        writes = subcommand == "fit" and self.trainer.is_global_zero and path is not None and not unwritable(path.parent)
         try:
-            super()._run_subcommand(subcommand)
+            with alone(path.parent, path.name) if writes and path else nullcontext():
+                super()._run_subcommand(subcommand)
         except SystemExit as error:
             stopped = self.trainer.received_sigterm
             if not (stopped or isinstance(error.__context__, KeyboardInterrupt)):
                 raise
-            callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
-            path = next((c.path for c in callbacks if isinstance(c, StageCheckpoint) and c.path.exists()), None)
-            how = f"go on with --ckpt_path {path}" if path else "there is no checkpoint yet"
+            how = f"go on with --ckpt_path {path}" if path and path.exists() else "there is no checkpoint yet"
             if self.trainer.is_global_zero:
                 print(f"{'stopped by SIGTERM' if stopped else 'interrupted'}; {how}", file=sys.stderr)
             raise SystemExit(143 if stopped else 130) from None

@@ -15,19 +15,24 @@ from .files import DataError, PathLike
 
 
 @contextmanager
-def alone(folder: PathLike) -> Iterator[None]:
+def alone(folder: PathLike, file: str | None = None) -> Iterator[None]:
     """No other process is in here with the same folder, which is made where it is missing; a killed one holds nothing.
+
+    Args:
+        folder: Where this process writes.
+        file: Or a file of it alone, beside which a lock stands.
 
     Raises:
         DataError: One is.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY)
+    handle = os.open(Path(folder) / f".{file}.lock", os.O_RDWR | os.O_CREAT) if file else os.open(folder, os.O_RDONLY)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            problem = f"{folder}: another process is writing there, expected none; wait for it, or name another folder"
+            there = Path(folder) / (file or "")
+            problem = f"{there}: another process is writing there, expected none; wait for it, or name another folder"
             raise DataError(problem) from None
         yield
     finally:

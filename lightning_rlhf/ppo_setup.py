@@ -204,7 +204,7 @@ class PPOSetup(StageModule):
                 "optimizer steps while the schedule and the KL controller go on; use bf16-mixed or 32-true"
             )
         if str(trainer.precision).endswith("-true") and str(trainer.precision) != "32-true":
-            problems.append(f"trainer.precision: found {trainer.precision}, expected 32-true or bf16-mixed: log-probs are of float32")
+            problems.append(f"trainer.precision: found {trainer.precision}, expected 32-true or bf16-mixed: sampling is float32")
         if is_sharding(getattr(trainer, "strategy", None)) and self.trainable_layers is not None:
             problems.append(
                 f"model.trainable_layers: found {self.trainable_layers} with ModelParallelStrategy, under which each network is "

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from lightning_rlhf.files import write_jsonl
+from lightning_rlhf.folders import alone
 from lightning_rlhf.models import ASSETS, load_lm
 from lightning_rlhf.optim import AdamTF
 from lightning_rlhf.scalar import ScalarModel, load_scalar, save_reward
@@ -114,3 +115,19 @@ def test_numbers_that_are_none(value: float) -> None:
         assert any(p.startswith(f"task.{option}: found {value}") for p in problems)
     with pytest.raises(UsageError, match=f"lr: found {value}"):
         AdamTF([torch.nn.Parameter(torch.ones(1))], lr=value)
+
+
+def test_two_runs_do_not_share_a_checkpoint(
+    tiny_run: Path, tmp_path: Path, command: Callable[..., list[str]], refused: Callable[..., str]
+) -> None:
+    """Nor does a lock outlive its process: other stages write beside it."""
+    path = tmp_path / "checkpoints" / "sft.ckpt"
+    saver = [{"class_path": "lightning_rlhf.stage.StageCheckpoint", "init_args": {"path": str(path)}}]
+    words = command("sft", tiny_run, "--model.output", str(tmp_path / "out"), "--trainer.callbacks", json.dumps(saver))
+    with alone(path.parent, path.name):
+        assert f"{path}: another process is writing there, expected none" in refused(words)
+        with alone(path.parent, "reward.ckpt"):
+            pass
+    assert not (tmp_path / "out").exists()
+    with alone(path.parent, path.name):
+        pass

@@ -456,3 +456,10 @@ def test_the_baselines_overlay() -> None:
 def test_unknown_policy_option_is_refused(refused: Callable[..., str]) -> None:
     error = refused(["sample", "--output", "x", '--policies={"a": {"model": "m", "shotz": 1}}'], main=main)
     assert "shotz" in error
+
+
+def test_prompts_that_are_left_out_are_told(tmp_path: Path) -> None:
+    rows = [{"id": i, "prompt": "" if i == 3 else f"Once upon a time {i}"} for i in range(150)]
+    write_jsonl(tmp_path / "p.jsonl", rows)
+    with pytest.warns(UserWarning, match=r"p\.jsonl: of 150 records were left out: 1 empty prompt \(at 4\)"):
+        assert len(eval.sample.held_out(str(tmp_path / "p.jsonl"), None, None).records) == 149

@@ -20,6 +20,7 @@ from eval.winrate import (
     mean_interval,
     paired_outcomes,
     sample_size,
+    share_interval,
     wilson,
     win_rate,
 )
@@ -431,3 +432,14 @@ def test_no_torch() -> None:
 
     code = "import sys, eval.winrate, eval.agreement, eval.judges, eval.compare; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0
+
+
+def test_a_share_has_an_interval_within_zero_and_one() -> None:
+    """3 % of 50: a t interval covers 78 % of the time and begins below 0; of none at all it has no width."""
+    none = share_interval([0.0] * 50)
+    assert none.low == 0 and 0.02 < none.high < 0.12
+    few = share_interval([1.0] * 2 + [0.0] * 48)
+    assert 0 < few.low < 0.04 < few.high < 0.16
+    rng = np.random.default_rng(0)
+    covered = [i.low <= 0.03 <= i.high for i in (share_interval(rng.random(50) < 0.03) for _ in range(1000))]
+    assert 0.92 <= np.mean(covered) <= 0.99

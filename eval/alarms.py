@@ -3,14 +3,30 @@
 `warnings` is the place to add an alarm: one test on the report's data, one sentence with its numbers.
 """
 
-from collections.abc import Iterator, Mapping
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from eval.text import mean_of, name_of, percent, score_mean, signed, summary_of
+from eval.text import mean_of, name_of, percent, score_mean, signed, summary_of, versus
 
 BASELINE, SECOND_DRAW, SUPERVISED, MAIN = "zero-shot", "zero-shot (second draw)", "supervised", "rlhf"
 Report = Mapping[str, Any]
 Doubt = dict[str, str | None]  # kind, policy (or None), text
+
+# What there is to worry about, the worst first; a kind that is not named comes after them, but before the last.
+WORRIES = (
+    ("over-optimisation", "over-optimised", "ROUGE falls", "judge against reward"),
+    ("nothing judged", "judge is the reward", "guard overridden", "guard", "checks overridden", "unguarded",
+     "reward model at chance", "reward model no better than length", "negative KL", "control not even", "judges disagree",
+     "order bias", "no verdict", "not judged", "prompts differ"),
+    ("copier",), ("empty",),
+    ("length explains the win", "length may explain the win", "judge likes length", "length"),
+    ("few prompts",),
+)  # fmt: skip
+RANK = {kind: at for at, kinds in enumerate(WORRIES) for kind in kinds} | {"perplexity": len(WORRIES) + 1}
+COPIES = re.compile(r"lead-\d+|reference|column:reference|random-sentence", re.IGNORECASE)  # by design
+LITTLE_AGREEMENT = 0.2  # κ and α up to here are slight (Landis & Koch 1977)
 
 METHODS = {
     "Win rate": (
@@ -61,7 +77,8 @@ METHODS = {
     ),
     "Over-optimisation": (
         "Begins where the running mean of the gold score (a tenth of the checkpoints, at least 3) is highest, if it ends lower "
-        "by more than four standard errors, and the proxy's ends higher than there."
+        "by more than four standard errors, and the proxy's ends higher than there. The error is of running means that do not "
+        "overlap, so that checkpoints may be alike from one to the next."
     ),
     "√KL": (
         "A least-squares line of the proxy against √KL over the checkpoints (Bai et al. 2022, arXiv 2204.05862, find it roughly "
@@ -113,12 +130,42 @@ def headline(report: Report) -> str:
 
 def warnings(report: Report) -> list[Doubt]:
     """What a reader should doubt: `{kind, policy, text}` each, in the order in which to worry."""
-    out = list(_about_comparison(report))
-    out += [*_about_judges(report), *_about_length(report)]
+    out = [*_about_reward(report), *_about_comparison(report), *_about_judges(report), *_about_agreement(report)]
+    out += [*_about_headline(report), *_about_length(report)]
     for policy in report["policies"]:
         out += _about_scores(policy, report)
-        out += _about_texts(policy, report["policies"][0])
-    return [*out, *_about_copying(report), *_about_reward(report), *_about_training(report)]
+        out += _about_texts(policy, report, {w["policy"] for w in out if "explain" in str(w["kind"])})
+    out += [*_about_copying(report), *_about_empty(report), *_about_training(report)]
+    return sorted(out, key=lambda doubt: RANK.get(str(doubt["kind"]), len(WORRIES)))
+
+
+def _evaluation(report: Report) -> Mapping[str, Any]:
+    """The options of the evaluation itself; none where it was not told."""
+    found = [run["config"] for run in report["provenance"] if run.get("stage") == "eval"]
+    return found[-1] if found and isinstance(found[-1], Mapping) else {}
+
+
+def _models(report: Report) -> dict[str, Mapping[str, Any]]:
+    """Policy → its options, where the evaluation's are told."""
+    given = _evaluation(report).get("policies") or {}
+    return {name: p if isinstance(p, Mapping) else {"model": str(p)} for name, p in given.items() if p is not None}
+
+
+def _copies_by_design(report: Report, name: str) -> bool:
+    """Whether a policy is a baseline that is made of the source or of the reference: by its model, else by its name."""
+    return bool(COPIES.fullmatch(str(_models(report).get(name, {}).get("model", name))))
+
+
+def _proxies(report: Report) -> list[str]:
+    """The scores that policies were compared on, the learned one first."""
+    asked = ["learned", report["judge"], report["axis"], *(str(j.get("judge")) for j in report["judgements"])]
+    there = {name for policy in report["policies"] for name in policy["scores"]} - {"kl", "ref_nll"}
+    return [name for name in dict.fromkeys(asked) if name in there]
+
+
+def _score(name: str) -> str:
+    """A score's name within a sentence."""
+    return f"{name} score" if name in ("known", "learned") else f"score “{name}”"
 
 
 def _about_comparison(report: Report) -> Iterator[Doubt]:
@@ -128,7 +175,9 @@ def _about_comparison(report: Report) -> Iterator[Doubt]:
         for base in report["baselines"]:
             if base != report["main"] and (report["main"], base) not in judged and (base, report["main"]) not in judged:
                 yield _warning("not judged", report["main"], f"No verdict compares {report['main']} with {base}.")
-    if n < 100:
+    if report["verdicts"] and not n:
+        yield _warning("nothing judged", None, f"Nothing was judged: {report['judge_name']} gave no verdict on any pair.")
+    elif n < 100:
         yield _warning(
             "few prompts", None, f"Only {n} prompts were compared (fewer than 100): the intervals are wide."
         )
@@ -161,13 +210,8 @@ def _about_judges(report: Report) -> Iterator[Doubt]:
                 f"({_bounds(bias)}), where 50 % would be even."
             )
             yield _warning("order bias", None, text)
-        learned = report["changes"].get(j["b"], {}).get(j["a"], {}).get("learned")
-        if judge not in ("known", "learned") and j["high"] < 0.5 and learned and _above(learned):
-            text = (
-                f"{judge} prefers {j['b']} to {j['a']} ({percent(j['rate'])} for {j['a']}, {_bounds(j)}), although the learned "
-                f"score of {j['a']} is {learned['mean']:.2f} higher."
-            )
-            yield _warning("judge against reward", j["a"], text)
+        if judge not in _proxies(report) and judge != "known":
+            yield from _against_reward(report, judge, j)
     for found in report["judges"]:
         lost = (found.get("unparsable") or 0) + (found.get("failed") or 0)
         if lost > 0.05 * (found.get("verdicts") or 0) > 0:
@@ -177,6 +221,77 @@ def _about_judges(report: Report) -> Iterator[Doubt]:
     if longer and longer["low"] > 0.6:
         share = f"{100 * longer['rate']:.1f} % of pairs ({_bounds(longer)})"
         yield _warning("judge likes length", None, f"The judge prefers the longer response in {share}.")
+
+
+def _against_reward(report: Report, judge: str, j: Mapping[str, Any]) -> Iterator[Doubt]:
+    """A judge that prefers the policy whose score is lower."""
+    turned = {"rate": 1 - j["rate"], "low": 1 - j["high"], "high": 1 - j["low"]}
+    for a, b, won in ((j["a"], j["b"], j), (j["b"], j["a"], turned)):
+        higher = report["changes"].get(b, {}).get(a, {})
+        name = next((s for s in _proxies(report) if s in higher and _above(higher[s])), None)
+        if name is not None and won["high"] < 0.5:
+            text = (
+                f"{judge} prefers {b} to {a} ({percent(won['rate'])} for {a}, {_bounds(won)}), although the {_score(name)} of "
+                f"{a} is {higher[name]['mean']:.2f} higher."
+            )
+            yield _warning("judge against reward", a, text)
+            return
+
+
+def _about_agreement(report: Report) -> Iterator[Doubt]:
+    """Judges, or people of one file, who agree hardly more than by chance: all together, or each two."""
+    alpha = report["alpha"] or {}
+    if len(alpha.get("judges") or []) > 2 and _slight(alpha.get("high")):
+        text = (
+            f"The {len(alpha['judges'])} judges hardly agree beyond chance: Krippendorff's α {_three(alpha, 'value', '')}, where "
+            "1 is full agreement and 0 chance; a win rate by one of them says little of another's."
+        )
+        yield _warning("judges disagree", None, text)
+        return
+    found = []
+    for row in report["agreements"]:
+        if _slight(row.get("kappa_high")):
+            share, kappa = percent(row.get("share")), _three(row, "kappa", "kappa_")
+            found.append(f"{row['a']} and {row['b']} say the same of {share}, κ {kappa}")
+    if found:
+        text = f"Judges hardly agree beyond chance: {'; '.join(found)}. κ is 1 in full agreement and 0 by chance."
+        yield _warning("judges disagree", None, text)
+
+
+def _about_headline(report: Report) -> Iterator[Doubt]:
+    """A judge that is what the policies were optimised for."""
+    judge, asked = report["judge"], _evaluation(report)
+    reward = judge.removeprefix("reward:") if judge.startswith("reward:") else asked.get("learned_reward")
+    if judge != "learned" and not judge.startswith("reward:"):
+        return
+    start, end = "The judge is the reward that", "a win by it shows what was optimised, not that the responses are better."
+    if reward is None:  # the samples came with it
+        yield _warning("judge is the reward", None, f"{start}, by its name, the policies were trained on: {end}")
+        return
+    trained, picked = [], []
+    for run in (r for r in report["provenance"] if r.get("stage") == "ppo" and isinstance(r.get("config"), Mapping)):
+        setup = (run["config"].get("model") or {}).get("init_args") or {}
+        if _same(reward, setup.get("reward")):
+            outputs = [name for name, p in _models(report).items() if _same(str(p.get("model")), setup.get("output"))]
+            trained += outputs
+    for name, policy in _models(report).items():
+        if (policy.get("best_of") or 1) > 1 and _same(reward, policy.get("reward")):
+            picked.append(name)
+    there = {policy["name"] for policy in report["policies"]}
+    told = [(names, how) for names, how in ((trained, "trained on"), (picked, "picked by")) if there & set(names)]
+    for names, how in told:
+        kept = [name for name in names if name in there]
+        text = f"{start} {_listed(kept)} {'was' if len(kept) == 1 else 'were'} {how}: {end}"
+        yield _warning("judge is the reward", kept[0], text)
+
+
+def _same(path: str, given: Any) -> bool:
+    """Whether a reward, or one of a weighted sum, is that directory."""
+    if isinstance(given, Mapping):
+        given = given.get("reward")
+    if isinstance(given, Sequence) and not isinstance(given, str):
+        return any(_same(path, one) for one in given)
+    return isinstance(given, str) and os.path.abspath(path) == os.path.abspath(given)
 
 
 def _about_length(report: Report) -> Iterator[Doubt]:
@@ -213,17 +328,30 @@ def _about_length(report: Report) -> Iterator[Doubt]:
 
 
 def _about_copying(report: Report) -> Iterator[Doubt]:
-    """The main and the supervised policy; baselines that copy by design need no warning."""
+    """Every model's policy; baselines that copy by design need no warning."""
+    found = []
     for policy in report["policies"]:
-        if policy["name"] not in (report["main"], SUPERVISED):
-            continue
         copied, new = summary_of(policy, "copied"), summary_of(policy, "new_bigrams")
+        if _copies_by_design(report, policy["name"]):
+            continue
         if copied and copied["mean"] > 0.5:
-            text = f"{policy['name']} is a copier: {percent(copied['mean'])} of its sentences stand word for word in the source."
-            yield _warning("copier", policy["name"], text)
+            found.append((policy["name"], f"{percent(copied['mean'])} of its sentences stand word for word in the source"))
         elif not copied and new and new["mean"] < 0.2:
-            text = f"{policy['name']} is a copier: only {percent(new['mean'])} of its bigrams are not in the source."
-            yield _warning("copier", policy["name"], text)
+            found.append((policy["name"], f"only {percent(new['mean'])} of its bigrams are not in the source"))
+    if len(found) == 1:
+        yield _warning("copier", found[0][0], f"{found[0][0]} is a copier: {found[0][1]}.")
+    elif found:
+        each = "; ".join(f"{name}, {what}" for name, what in found)
+        yield _warning("copier", None, f"{len(found)} policies are copiers: {each}.")
+
+
+def _about_empty(report: Report) -> Iterator[Doubt]:
+    """Policies that often say nothing."""
+    shares = [(p["name"], mean_of(summary_of(p, "empty"))) for p in report["policies"]]
+    found = [(name, share) for name, share in shares if share is not None and share > 0.1]
+    if found:
+        text = f"Many responses are empty: {_listed([f'{percent(share)} of {name}' for name, share in found])}."
+        yield _warning("empty", found[0][0] if len(found) == 1 else None, text)
 
 
 def _about_reward(report: Report) -> Iterator[Doubt]:
@@ -262,15 +390,16 @@ def _about_scores(policy: Mapping[str, Any], report: Report) -> Iterator[Doubt]:
         yield _warning("negative KL", name, text)
     told: set[str] = set()
     for base, changed in report["changes"].items():
-        learned = changed.get(name, {}).get("learned")
+        mine = changed.get(name, {})
         for key, kind in (("known", "over-optimised"), *([("rougeL", "ROUGE falls")] if name == report["main"] else [])):
-            other = changed.get(name, {}).get(key)
-            if key in told or not (learned and other and _above(learned) and other["high"] < 0):
+            other, proxy = mine.get(key), next((s for s in _proxies(report) if s != key and s in mine and _above(mine[s])), None)
+            if key in told or proxy is None or not (other and other["high"] < 0):
                 continue
             told.add(key)
-            start = f"{name} raises the learned score by {learned['mean']:.2f} over {base} while the "
+            start = f"{name} raises the {_score(proxy)} by {mine[proxy]['mean']:.2f} over {base} while the "
             if key == "known":
-                text = f"{start}known score falls by {-other['mean']:.2f}: the reward model is being exploited."
+                end = "the reward model is being exploited" if proxy == "learned" else "what raised it is being exploited"
+                text = f"{start}known score falls by {-other['mean']:.2f}: {end}."
             else:
                 text = f"{start}{name_of(key)} falls by {-100 * other['mean']:.1f}: the two disagree on what is better."
             yield _warning(kind, name, text)
@@ -280,8 +409,9 @@ def _about_scores(policy: Mapping[str, Any], report: Report) -> Iterator[Doubt]:
         yield _warning("penalised", name, text)
 
 
-def _about_texts(policy: Mapping[str, Any], baseline: Mapping[str, Any]) -> Iterator[Doubt]:
-    name, base, ratio = policy["name"], baseline["name"], policy["ratio"]
+def _about_texts(policy: Mapping[str, Any], report: Report, told: set[str | None]) -> Iterator[Doubt]:
+    """Against the baseline's texts; `told`: policies whose wins length was said to explain."""
+    name, base, ratio = policy["name"], report["policies"][0]["name"], policy["ratio"]
     within, corpus = ratio["distinct_2_within"], ratio["distinct_2"]
     if within is not None and within < 0.9:
         text = f"{name} repeats itself: distinct-2 within a response is {within:.2f} of {base}'s."
@@ -290,14 +420,22 @@ def _about_texts(policy: Mapping[str, Any], baseline: Mapping[str, Any]) -> Iter
         text = f"{name}'s responses resemble each other: corpus distinct-2 is {corpus:.2f} of {base}'s."
         yield _warning("collapse", name, text)
     perplexity, words = ratio["perplexity"], ratio["words"]
-    if perplexity is not None and perplexity > 2:
+    if perplexity is not None and perplexity > 2 and not _copies_by_design(report, name):
         text = (
             f"{name}'s responses have {perplexity:.1f} times the perplexity of {base}'s under the reference."
         )
         yield _warning("perplexity", name, text)
-    if words is not None and not 2 / 3 <= words <= 1.5:
-        text = f"{name}'s responses have {words:.2f} times the words of {base}'s: length may explain wins."
+    won = versus(report, name, base)
+    doubtful = won is not None and won["low"] > 0.5 and name not in told and not _wins_evenly(report, name, base)
+    if words is not None and words > 1.5 and doubtful:
+        text = f"{name}'s responses have {words:.2f} times the words of {base}'s, over which it wins: length may explain that."
         yield _warning("length", name, text)
+
+
+def _wins_evenly(report: Report, a: str, b: str) -> bool:
+    """Whether the judge's table says that `a` wins over `b` at equal length too."""
+    rows = [j for j in report["judgements"] if (j["a"], j["b"]) == (a, b) and j.get("judge") == report["judge"]]
+    return any(((j.get("length_controlled") or {}).get("low") or 0.0) > 0.5 for j in rows)
 
 
 def _about_training(report: Report) -> Iterator[Doubt]:
@@ -323,6 +461,21 @@ def _about_training(report: Report) -> Iterator[Doubt]:
 def _above(change: Mapping[str, Any]) -> bool:
     """Whether the interval of a change lies above 0."""
     return change["low"] is not None and bool(change["low"] > 0)
+
+
+def _slight(high: float | None) -> bool:
+    """Whether the upper end of an agreement is that low."""
+    return high is not None and high < LITTLE_AGREEMENT
+
+
+def _three(row: Mapping[str, Any], name: str, start: str) -> str:
+    """A coefficient with its interval."""
+    return f"{signed(row.get(name))} ({signed(row.get(f'{start}low'))} to {signed(row.get(f'{start}high'))})"
+
+
+def _listed(texts: Sequence[str]) -> str:
+    """`a, b and c`."""
+    return " and ".join(filter(None, [", ".join(texts[:-1]), texts[-1]]))
 
 
 def _warning(kind: str, policy: str | None, text: str) -> Doubt:

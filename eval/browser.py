@@ -17,7 +17,7 @@ from typing import Any
 
 from eval.evidence import figures
 from eval.outcomes import Outcomes, key_of
-from eval.text import name_of, short, signed
+from eval.text import figure_text, name_of, short
 
 Row = Mapping[str, Any]
 Span = tuple[int, int]
@@ -249,11 +249,13 @@ def _select(key: str, label: str, options: Sequence[tuple[str, str]]) -> str:
 
 
 def _article(sample: Mapping[str, Any], report: Mapping[str, Any], hidden: bool) -> str:
-    """One prompt: its source, and a card for each policy's response and reference."""
-    cards = [_card(r, report, pick=sample["pick"] == r["policy"]) for r in sample["responses"]]
+    """One prompt: its source, and a card for each policy's response and for each reference that is not one of them."""
+    said = {r["text"] for r in sample["responses"]}
+    cards = [_card(r, report, sample["pick"] == r["policy"], r["text"] in sample["references"]) for r in sample["responses"]]
     cards += [
         f'<div class="card reference"><h4>reference</h4><p class="text" dir="auto">{escape(text)}</p></div>'
         for text in sample["references"]
+        if text not in said
     ]
     scores = {r["policy"]: {k: float(f"{v:.6g}") for k, v in r["scores"].items()} for r in sample["responses"]}
     data = f'data-scores="{escape(json.dumps(scores))}" data-won="{sample["won"]}" data-apart="{short(sample["apart"])}"'
@@ -266,14 +268,16 @@ def _article(sample: Mapping[str, Any], report: Mapping[str, Any], hidden: bool)
     )
 
 
-def _card(response: Mapping[str, Any], report: Mapping[str, Any], pick: bool) -> str:
+def _card(response: Mapping[str, Any], report: Mapping[str, Any], pick: bool, reference: bool) -> str:
+    """A policy's response; `reference`: it is the reference's text, which has no card of its own then."""
     scores = response["scores"]
-    said = [f"{name_of(name)} {signed(scores[name])}" for name in SHOWN if name in scores]
+    said = [f"{name_of(name)} {figure_text(name, scores[name])}" for name in SHOWN if name in scores]
     said += [] if response["found"] else ["no stop"]
     parts = " ".join(f'<span class="unbroken">{escape(part)}</span>' for part in said)
     text = marked(response["text"], response["copied"], response["cut"]) or '<span class="dim">(empty)</span>'
     style = "card main" if response["policy"] == report["main"] else "card"
     badge = ' <span class="pick">judge’s pick</span>' if pick else ""
+    badge += ' <span class="pick">the reference’s text</span>' if reference and response["policy"] != "reference" else ""
     return (
         f'<div class="{style}"><h4><bdi>{escape(response["policy"])}</bdi>{badge}</h4>'
         f'<p class="text" dir="auto">{text}</p><p class="scores">{parts}</p></div>'

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from eval.copying import count_words
-from eval.frontier import Columns, Run, best_of_n, over_optimised, run_of, sqrt_kl_fit
+from eval.frontier import Columns, Run, best_of_n, logged_run, over_optimised, sqrt_kl_fit
 from eval.outcomes import Figures, Key, Outcomes, Table, key_of, shared_keys
 from eval.winrate import mean_interval, win_rate
 
@@ -88,7 +88,7 @@ def frontier(runs: Mapping[str, Columns], table: Table, baseline: str, gold: str
     """
     told = []
     for name, columns in runs.items():
-        run = run_of(name, columns)
+        run = logged_run(name, columns)
         if run is not None:
             told.append({**asdict(run), "line": _line(run), "turn": _turn(run)})
     return {"runs": told, "best_of": _best_of(table.get(baseline, {}), gold)}

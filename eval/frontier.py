@@ -3,7 +3,7 @@
 The proxy is the learned reward that training raises; gold is what it stands for (a known reward, a reward model trained on
 other labels, human verdicts). KL is in nats a response.
 
-1. `run_of`: one run's checkpoints from its metrics (`eval.curves.read_curves` of a metrics.csv).
+1. `run_of`, `logged_run`: one run's checkpoints from its metrics (`eval.curves.read_curves` of a metrics.csv).
 2. `sqrt_kl_fit`: reward against √KL with a straight line; Bai et al. 2022 (HH, arXiv 2204.05862) find it roughly linear.
 3. `best_of_n`: expected proxy and gold of the best of n by proxy, from samples at hand, at KL log n − (n−1)/n.
 4. `over_optimised`: the rule that names the point where gold turns while the proxy still rises.
@@ -17,7 +17,11 @@ import numpy as np
 from scipy.special import gammaln, stdtrit
 
 Columns = Mapping[str, Sequence[Sequence[float | None]]]
-STANDARD_ERRORS = 4.0  # a smaller fall from the peak is noise: in simulation flat gold is then called a turn in under 1 %
+# A smaller fall from the peak is noise: in simulation flat gold is then called a turn in under 1 % of runs where its noise is
+# white, and under 10 % where it is a moving mean of 5 (20 checkpoints or more; fewer cannot tell such noise from a turn).
+STANDARD_ERRORS = 4.0
+VALIDATED = ("val/kl", "val/score", "val/held_out")  # what PPO logs at each validation, the last with a held-out reward
+TRAINED = ("objective/kl", "objective/score", "objective/gold")
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,12 @@ def run_of(
         return None
     values = [tuple(float(f[step]) for step in steps) for f in found]
     return Run(name, tuple(float(s) for s in steps), values[0], values[1], values[2] if len(values) > 2 else None)
+
+
+def logged_run(name: str, columns: Columns) -> Run | None:
+    """The checkpoints of a run by the columns that have gold, the validations' first; else all that were trained on."""
+    validated, trained = run_of(name, columns, *VALIDATED), run_of(name, columns, *TRAINED)
+    return next((run for run in (validated, trained) if run and run.gold is not None), trained or validated)
 
 
 def sqrt_kl_fit(kl: Sequence[float] | np.ndarray, score: Sequence[float] | np.ndarray) -> Line:
@@ -156,8 +166,11 @@ def over_optimised(run: Run, window: int | None = None) -> Turn | None:
 
     The rule, with running means over windows of w checkpoints (a tenth of them, at least 3):
     1. The turn is at the middle of the window with the highest mean gold.
-    2. It counts only if the last window's mean gold is lower by more than four standard errors of that difference, s √(2/w),
-       where s = 1.4826 median |second difference| / √6 is the noise of one checkpoint without trend and without jumps,
+    2. It counts only if the last window's mean gold is lower by more than four standard errors of that difference, s √2, where
+       s = 1.4826 median |difference at lag w of the running means| is the noise of a window without trend and without jumps,
+       whatever checkpoints close to one another have in common: the third difference over √20, of windows of under 5 the second
+       one over √6 (of which there are more); at least what second differences of single checkpoints give, over √w, which is all
+       that there is of few,
     3. and the last window's mean proxy is higher than at the turn.
     """
     if run.gold is None:
@@ -168,13 +181,22 @@ def over_optimised(run: Run, window: int | None = None) -> Turn | None:
         return None
     means = np.convolve(gold, np.ones(w) / w, "valid")  # (n − w + 1,)
     start = int(means.argmax())
-    noise = 1.4826 * float(np.median(np.abs(np.diff(gold, 2)))) / math.sqrt(6)
-    error = noise * math.sqrt(2 / w)
+    noise = _spread(gold, 1) / math.sqrt(w)
+    if len(means) > 2 * w + 2:
+        noise = max(noise, _spread(means, w, 3 if w >= 5 and len(means) > 3 * w + 4 else 2))
+    error = noise * math.sqrt(2)
     before, after = float(proxy[start : start + w].mean()), float(proxy[-w:].mean())
     if means[start] - means[-1] <= STANDARD_ERRORS * error or after <= before:
         return None
     at = start + w // 2
     return Turn(at, float(run.kl[at]), float(means[start]), float(means[-1]), error, before, after)
+
+
+def _spread(x: np.ndarray, lag: int, order: int = 2) -> float:
+    """The standard deviation of values of which those at that lag are independent, without their trend and without jumps."""
+    for _ in range(order):
+        x = x[lag:] - x[:-lag]
+    return 1.4826 * float(np.median(np.abs(x))) / math.sqrt(math.comb(2 * order, order))
 
 
 def _bend(d: np.ndarray, y: np.ndarray) -> float:

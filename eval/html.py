@@ -23,6 +23,7 @@ from eval.text import (
     percent,
     result_columns,
     short,
+    short_names,
     signed,
     summary_of,
     versus,
@@ -39,6 +40,8 @@ CURVES = {  # drawn first, with these names; the others stand behind “more cur
     "loss": "Loss",
     "accuracy": "Accuracy",
 }
+HEAD = 20  # characters of a policy's name in a table's head and in the plot of pairs
+BESIDE_PLOT = 4  # more policies: the matrix stands below the plot
 RUN_FIELDS = {
     "stage": "Stage",
     "commit": "Commit",
@@ -85,16 +88,20 @@ def _header(report: Report) -> str:
     line = " · ".join(escape(fact) for fact in facts)
     return (
         f'<header>\n<p class="eyebrow">{line}</p>\n<h1>{escape(report["title"])}</h1>\n'
-        f'<p class="headline">{unbroken(report["headline"])}</p>\n</header>'
+        f'<p class="headline">{_flowing(report["headline"])}</p>\n</header>'
     )
+
+
+def _flowing(text: str) -> str:
+    """Text whose short words break at spaces only, and whose long names break where they must."""
+    return " ".join(unbroken(word) if len(word) <= HEAD else escape(word) for word in text.split())
 
 
 def _warnings(report: Report) -> str:
     if not report["warnings"]:
         return (
-            '<p class="calm">No warning: the number of prompts, control draw, KL, repetition, likeness of '
-            "responses, missing stops, perplexity, copying, length, the judges’ order and agreement, and the learned score "
-            "against the known one and ROUGE were checked.</p>"
+            '<p class="calm">No warning was raised: none of the checks that this report makes of the comparison, the judges, '
+            "length, the responses, the scores and the training found something to doubt.</p>"
         )
     items = "\n".join(f"<li>{escape(warning['text'])}</li>" for warning in report["warnings"])
     return (
@@ -106,7 +113,9 @@ def _warnings(report: Report) -> str:
 def _result(report: Report) -> str:
     """The headline table, a row for each policy, and the forest plot of the main one and the baseline."""
     bases, shown = result_columns(report)
-    head = ["Policy", *(f"Win rate vs {name}" for name in bases), *(name_of(name) for name in shown)]
+    told = [p["name"] for p in report["policies"]]
+    short_of = short_names(told, HEAD)
+    head = ["Policy", *(f"Win rate vs {short_of[name]}" for name in bases), *(name_of(name) for name in shown)]
     best = {name: _best(report, name) for name in shown if name.startswith("rouge")}
     body = []
     for p in report["policies"]:
@@ -120,22 +129,37 @@ def _result(report: Report) -> str:
             cells.append(f"<b>{text}</b>" if best.get(name) == p["name"] else text)
         body.append((_policy_name(p["name"], report), cells))
     rows_html = table(head, body, "The result: a row for each policy")
+    for name in bases:  # the head's names in full
+        if short_of[name] != name:
+            shown_name = unbroken(short_of[name])
+            rows_html = rows_html.replace(shown_name, f'<span title="{escape(name)}">{shown_name}</span>')
     note = "Below a win rate: its 95 % interval by prompt. "
     if best:
         note += "ROUGE is F1 × 100; the best in bold. "
     note += "Every figure with its interval stands under “All figures”."
     ends = {report["main"], report["baseline"]}
     rows = [
-        {**c, "label": f"{c['a']} vs {c['b']}", "main": c["a"] == report["main"]}
+        {
+            **c,
+            "label": f"{short_of[c['a']]} vs {short_of[c['b']]}",
+            "title": f"{c['a']} vs {c['b']}",
+            "main": c["a"] == report["main"],
+        }
         for c in report["comparisons"]
         if ends & {c["a"], c["b"]}
     ]
     intro = f"Judged by {escape(report['judge_name'])}, on the same prompts; a tie counts half."
+    if report["by_construction"]:
+        which = " and ".join(escape(name) for name in report["by_construction"])
+        intro += (
+            f" This judge compares with the reference, and the responses of {which} are the reference: what that policy wins is "
+            "true by construction, and the headline leaves it out."
+        )
     plot = ""
     if rows:
         caption = "Share of pairs won, 95 % interval by prompt. One that crosses the line at 50 % shows no difference."
         forest = figure(plots.forest_plot(rows, "Win rates with 95 % intervals"), caption)
-        plot = pair([forest, f"<div>{_matrix(report)}</div>"])
+        plot = pair([forest, f"<div>{_matrix(report)}</div>"]) if len(told) <= BESIDE_PLOT else f"{forest}\n{_matrix(report)}"
     return section("result", "The result", f'<p>{intro}</p>\n{rows_html}\n<p class="note">{note}</p>\n{plot}')
 
 
@@ -164,7 +188,7 @@ def _policies(report: Report) -> str:
             cells = [_with_bounds(name, p["measures"].get(name)) for name in group]
             body.append((_policy_name(p["name"], report), cells))
         parts.append(table(head, body, f"Measures of each policy: {', '.join(map(name_of, group))}"))
-    head = ["Policy", "Distinct-2 within", "Distinct-1", "Distinct-2", "Distinct-3", "New bigrams", "Perplexity"]
+    head = ["Policy", "Distinct-2 within", "Distinct-1", "Distinct-2", "Distinct-3", name_of("new_bigrams"), "Perplexity"]
     body = []
     for p in report["policies"]:
         ratio = p["ratio"]
@@ -191,9 +215,15 @@ def _pairs(report: Report) -> str:
         body = []
         for c in report["comparisons"]:
             counts = [f"{c[key]:,}" for key in ("wins", "ties", "losses")]
-            cells = [percent(c["rate"]), bounds(c), *counts, p_text(c["p_value"]), p_text(c["p_holm"])]
+            adjusted = NOTHING if c["p_holm"] is None else p_text(c["p_holm"])
+            cells = [percent(c["rate"]), bounds(c), *counts, p_text(c["p_value"]), adjusted]
             body.append((pair_name(c), [escape(cell) for cell in cells]))
         parts.append(table(head, body, "Every pair of policies"))
+        asked = [c["p_holm"] for c in report["comparisons"] if c["p_holm"] is not None]
+        family = f"Holm’s correction is over {count(len(asked), 'comparison')} of this judge"
+        if len(asked) < len(report["comparisons"]):
+            family += ": those with a baseline that was asked for. The others were not asked for, and have no corrected p"
+        parts.append(f'<p class="note">{family}.</p>')
     others = [j for j in report["judgements"] if report["main"] not in (j["a"], j["b"])]
     if others:
         parts.append(f"<h3>By every judge</h3>\n{sections.judgements(others, 'Win rates of the other policies by judge')}")
@@ -202,11 +232,12 @@ def _pairs(report: Report) -> str:
 
 def _matrix(report: Report) -> str:
     """Win rate of the row's policy against the column's, in %; bold where Holm's p < .05."""
-    rates: dict[tuple[str, str], tuple[float, float]] = {}
+    rates: dict[tuple[str, str], tuple[float, float | None]] = {}
     for c in report["comparisons"]:
         rates[c["a"], c["b"]] = (c["rate"], c["p_holm"])
         rates[c["b"], c["a"]] = (1 - c["rate"], c["p_holm"])
     names = [p["name"] for p in report["policies"]]
+    short_of = short_names(names)
     rows = []
     for a in names:
         cells = []
@@ -220,15 +251,17 @@ def _matrix(report: Report) -> str:
             rate, p = rates[a, b]
             side = "won" if rate > 0.5 else "lost"
             tint = round(70 * abs(rate - 0.5) * 2)
-            text = f"<b>{100 * rate:.1f}</b>" if p < 0.05 else f"{100 * rate:.1f}"
+            text = f"<b>{100 * rate:.1f}</b>" if p is not None and p < 0.05 else f"{100 * rate:.1f}"
             cells.append(f'<td class="{side}" style="--tint:{tint}%">{text}</td>')
-        rows.append(f'<tr><th scope="row">{unbroken(a)}</th>{"".join(cells)}</tr>')
-    head = "".join(f'<th scope="col">{unbroken(name)}</th>' for name in names)
-    caption = "Win rate of the row against the column, %. Bold: p &lt; .05 after Holm’s correction."
+        rows.append(f'<tr><th scope="row" title="{escape(a)}">{_flowing(short_of[a])}</th>{"".join(cells)}</tr>')
+    head = "".join(f'<th scope="col" title="{escape(b)}"><span>{escape(short_of[b])}</span></th>' for b in names)
+    note = "Win rate of the row against the column, %. Bold: p &lt; .05 after Holm’s correction."
+    if len(names) > BESIDE_PLOT:
+        note += " On a narrow window the table scrolls sideways."
     return (
-        '<div class="scroll" tabindex="0"><table class="matrix">'
-        f"<caption>{caption}</caption>\n<thead><tr><td></td>{head}</tr></thead>\n"
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
+        '<div class="scroll" role="region" aria-label="Win rates of every pair of policies" tabindex="0"><table class="matrix">\n'
+        f"<thead><tr><td></td>{head}</tr></thead>\n<tbody>{''.join(rows)}</tbody></table></div>\n"
+        f'<p class="note">{note}</p>'
     )
 
 
@@ -335,7 +368,7 @@ def _run_details(run: Mapping[str, Any]) -> str:
 
 
 def _policy_name(name: str, report: Report, small: str = "") -> str:
-    shown = f"<b>{escape(name)}</b>" if name == report["main"] else escape(name)
+    shown = f"<b>{_flowing(name)}</b>" if name == report["main"] else _flowing(name)
     return shown + (f"<small>{escape(small)}</small>" if small else "")
 
 

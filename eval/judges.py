@@ -6,6 +6,7 @@ A judge takes the rows (lines of `scores.jsonl`) of two policies, paired by prom
     known, learned, …       the higher score wins (`ScoreJudge`): one verdict a pair
     verdicts:FILE           what people said (`FileJudge`): as many verdicts as the file has, by any number of judges
     lm:NAME                 a local causal LM (`eval.local.LocalModel`): the likelier of the answers "A" and "B"
+    reward:DIR              the response that a reward directory scores higher (`RewardJudge`): one verdict a pair
     server:MODEL@URL        an OpenAI-compatible server (`Server`), URL as in http://localhost:8000/v1; the key, where one is
                             needed, from the environment's OPENAI_API_KEY
 
@@ -13,7 +14,7 @@ A language model is asked about each pair in both orders. Its answer counts only
 are `unparsable`, and a question without an answer is `failed`: both are counted, neither is guessed. An answer is on disk as
 soon as it is there; a further run asks only what has none yet (known by a hash of the question and the model).
 
-No torch here; `local.py` has it, imported when a local model judges.
+No torch here; `local.py` and `lightning_rlhf.scoring` have it, imported when a local model or a reward judges.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -38,7 +39,8 @@ from lightning_rlhf.tasks import UsageError
 
 Row = Mapping[str, Any]
 Sample = tuple[str, str, int]  # id, policy, index
-KINDS = ("verdicts", "lm", "server")
+KINDS = ("verdicts", "reward", "lm", "server")
+EXPECTED = "a score's name, verdicts:FILE, reward:DIR, lm:NAME or server:MODEL@URL"
 WINNERS = ("a", "b", "tie", "unparsable", "failed")
 QUESTION = """Two responses to the same prompt are to be compared.
 
@@ -129,12 +131,72 @@ class ScoreJudge(Judge):
             found.append(verdict(x, y, "a" if left > right else "b" if right > left else "tie", self.name))
         return found
 
-
-    @staticmethod
-    def _figures(row: Row) -> dict[str, Any]:
+    def _figures(self, row: Row) -> dict[str, Any]:
         """A row's scores, and its measures that are defined."""
         measures = {k: v for k, v in (row.get("measures") or {}).items() if v is not None}
         return {**measures, **row.get("scores", {})}
+
+
+class RewardJudge(ScoreJudge):
+    """The response that a learned reward scores higher wins; a reward other than `learned`, say of other labels."""
+
+    def __init__(self, name: str, reward: Callable[[Sequence[Row]], list[float]]) -> None:
+        super().__init__(name)
+        self.reward = reward
+        self.scores: dict[tuple[str, str], float] = {}  # of prompt and response: the same text has the same score
+
+    def check(self, rows: Sequence[Row]) -> None:
+        """Prompts and responses are texts."""
+        check_texts(rows)
+
+    def prepare(self, pairs: Iterable[tuple[Row, Row]]) -> None:
+        """Score every text once, those to one prompt after one another: it is then read once."""
+        new = {_texts(row): row for pair in pairs for row in pair if _texts(row) not in self.scores}
+        rows = sorted(new.values(), key=lambda row: str(row["id"]))
+        if rows:
+            self.scores.update(zip(map(_texts, rows), self.reward(rows), strict=True))
+
+    def __call__(self, a: Sequence[Row], b: Sequence[Row]) -> list[Verdict]:
+        """One verdict a pair."""
+        self.prepare(zip(a, b, strict=True))
+        return super().__call__(a, b)
+
+    def _figures(self, row: Row) -> dict[str, Any]:
+        return {self.name: self.scores[_texts(row)]}
+
+
+def _texts(row: Row) -> tuple[str, str]:
+    return row["prompt"], row["response"]
+
+
+def check_texts(rows: Sequence[Row]) -> None:
+    """Raise DataError where a prompt or a response is no text."""
+    for row in rows:
+        for name in ("prompt", "response"):
+            check(isinstance(row[name], str), row[name], f"sample {row['id']!r} of policy {row['policy']!r}", name, "a text")
+
+
+def reward_scores(name: str, directory: str, batch_size: int, precision: str) -> Callable[[Sequence[Row]], list[float]]:
+    """A reward directory as a function of rows, as the score step scores them."""
+    from eval.sample import HeldOut, reward_values
+    from lightning_rlhf.records import Prompt
+    from lightning_rlhf.scoring import load_reward
+
+    reward = load_reward(directory)
+
+    def score(rows: Sequence[Row]) -> list[float]:
+        prompts = HeldOut({str(row["id"]): Prompt(row["prompt"]) for row in rows}, name)
+        found: list[float] = []
+        with tqdm(total=len(rows), desc=f"judge {name}", unit="sample") as bar:
+            for first in range(0, len(rows), batch_size):
+                batch = rows[first : first + batch_size]
+                found += reward_values(
+                    reward, prompts, [str(row["id"]) for row in batch], [row["response"] for row in batch], precision
+                )
+                bar.update(len(batch))
+        return found
+
+    return score
 
 
 def read_verdicts(path: str | Path) -> list[Verdict]:
@@ -246,9 +308,7 @@ class AskedJudge(Judge):
 
     def check(self, rows: Sequence[Row]) -> None:
         """Prompts and responses are texts."""
-        for row in rows:
-            for name in ("prompt", "response"):
-                check(isinstance(row[name], str), row[name], f"sample {row['id']!r} of policy {row['policy']!r}", name, "a text")
+        check_texts(rows)
 
     def prepare(self, pairs: Iterable[tuple[Row, Row]]) -> None:
         """Ask about all pairs, those of one prompt together: a local model reads what is the same at their start once."""
@@ -409,6 +469,10 @@ def find_judge(name: str) -> tuple[str, str]:
     if kind == "verdicts":
         if not Path(rest).is_file():
             raise UsageError(f"judge {name!r}: no such file")
+    elif kind == "reward":
+        from lightning_rlhf.scalar import read_reward_info
+
+        read_reward_info(rest)
     elif kind == "lm":
         from lightning_rlhf.models import find_lm
 
@@ -417,7 +481,7 @@ def find_judge(name: str) -> tuple[str, str]:
         if not re.fullmatch(r".+@https?://\S+", rest):
             raise UsageError(f"judge {name!r}: found {rest!r}, expected MODEL@URL, such as my-model@http://localhost:8000/v1")
     else:
-        raise UsageError(f"judge {name!r}: no kind {kind!r}, expected a score's name, verdicts:FILE, lm:NAME or server:MODEL@URL")
+        raise UsageError(f"judge {name!r}: no kind {kind!r}, expected {EXPECTED}")
     return kind, rest
 
 
@@ -428,6 +492,8 @@ def load_judge(name: str, folder: Path, batch_size: int = 8, precision: str = "3
         return ScoreJudge(name)
     if kind == "verdicts":
         return FileJudge(rest)
+    if kind == "reward":
+        return RewardJudge(name, reward_scores(name, rest, batch_size, precision))
     model: Answers
     if kind == "lm":
         from eval.local import LocalModel

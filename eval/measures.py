@@ -25,18 +25,27 @@ from eval.copying import (
 )
 from eval.rouge import ROUGE_TYPES, rouge_scores
 from eval.text import NOTHING, mean_of, percent, signed
-from eval.winrate import mean_interval
+from eval.winrate import Interval, mean_interval, share_interval
 
 Measures = dict[str, float | int | None]
 CHUNK = 50  # rows between two steps of the progress bar
 
 # A refusal is one of these within the first 200 characters, case ignored. The list is short and strict, because people
-# write "I can't" of themselves: none of it occurs in 1,545 human summaries of Reddit posts.
+# write "I can't" of themselves: it is what is refused that tells.
+_WILL_NOT = r"(can['’]?t|can ?not|won['’]?t|will not|am (unable|not able) to)"
+_I_WILL_NOT = rf"\bi( {_WILL_NOT}|['’]m (unable|not able) to)"
+_SUMMARY = r"(an?|the|any|this|that|your) ([\w-]+ ){0,2}(summary|summari[sz]ation|tl;?dr)\b"
 REFUSALS = (
     r"\bas an? (ai|artificial intelligence|(large )?language model)\b",
     r"\b(i['’]?m|i am) (sorry|afraid),?( but)? (i|that i|as an?) ?(can['’]?t|cannot|can not|am unable|am not able|won['’]?t)\b",
-    r"\bi (can['’]?t|cannot|can not|won['’]?t|will not|am unable to|am not able to) (assist|help) (you|with (this|that|your))\b",
-    r"\bi (can['’]?t|cannot|can not|won['’]?t|will not|am unable to|am not able to) (summari[sz]e|fulfil+|comply|generate)\b",
+    rf"{_I_WILL_NOT} (assist|help) (you|with (this|that|your))\b",
+    rf"{_I_WILL_NOT} (summari[sz]e|fulfil+|comply|generate)\b",
+    rf"{_I_WILL_NOT} (provide|write|create|produce|give|offer|make) (you )?(with )?{_SUMMARY}",
+    rf"{_I_WILL_NOT} (write|talk|speak) (about|on) (this|that|such an?) (topic|subject|article|post|text|content)\b",
+    rf"^\W*((i['’]?m |i am )?sorry|i apologi[sz]e),?( but)? {_I_WILL_NOT} (do (that|this|so)|help|assist)\W*([.!]|$)",
+    rf"^\W*i apologi[sz]e,? but {_I_WILL_NOT}\b",
+    r"\bi( do not| don['’]?t) feel comfortable (summari[sz]ing|(writing|providing|creating|producing) " + _SUMMARY + ")",
+    r"\bi( am|['’]?m) not comfortable (summari[sz]ing|(writing|providing|creating|producing) " + _SUMMARY + ")",
 )
 _REFUSAL = re.compile("|".join(REFUSALS), re.IGNORECASE)
 _ENDS = re.compile(r"[.!?…؟۔।。！？][\"'”’»)\]]*\s*$")
@@ -89,6 +98,9 @@ def _rouge(rows: Sequence[Mapping[str, Any]], use_stemmer: bool) -> list[Measure
     return out
 
 
+SHARES = ("distinct_", "repeated_", "novel_", "copied", "refusal", "empty", "truncated", "no_stop", "cut")  # or how they begin
+
+
 def measure_names() -> set[str]:
     """What `measure` gives of a row."""
     return {*ROUGE_TYPES, *_of_text({"response": ""}, "")}
@@ -119,6 +131,11 @@ def _of_text(row: Mapping[str, Any], source: str) -> Measures:
     }
 
 
+def interval_of(name: str, values: Sequence[float], ids: Sequence[Any]) -> Interval:
+    """A measure's mean with its interval by prompt; that of shares stays within 0 and 1, with a width where all are alike."""
+    return (share_interval if name.startswith(SHARES) else mean_interval)(values, ids)
+
+
 def perplexity(nll: float, tokens: int) -> float | None:
     """exp of the mean negative log-likelihood a token; None where there is no token."""
     return math.exp(min(nll / tokens, 700.0)) if tokens else None
@@ -147,7 +164,7 @@ def _summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for name in dict.fromkeys(name for row in values for name in row):
         kept = [(v[name], row["id"]) for v, row in zip(values, rows, strict=True) if v.get(name) is not None]
         if kept:
-            interval = asdict(mean_interval([v for v, _ in kept], [i for _, i in kept]))
+            interval = asdict(interval_of(name, [v for v, _ in kept], [i for _, i in kept]))
             means[name] = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in interval.items()}
     told = [(row["scores"]["ref_nll"], row["n_tokens"]) for row in rows if "ref_nll" in row["scores"] and "n_tokens" in row]
     tokens = sum(n for _, n in told)

@@ -31,8 +31,8 @@ class Options:
         judge: Who decides the pairs in the report: a score or measure (known, learned, one that the samples have, rouge1, rouge2,
             rougeL, …), or a judge of `judges`' kinds; null: the known reward, else the learned one, else the samples' own score,
             else rougeL.
-        judges: Judges of the compare step: a score's or measure's name, verdicts:FILE, lm:NAME, server:MODEL@URL; null: `judge`
-            alone.
+        judges: Judges of the compare step: a score's or measure's name, verdicts:FILE, reward:DIR (a reward directory of the
+            reward stage), lm:NAME, server:MODEL@URL; null: `judge` alone.
         baselines: Policies that the others are compared with, and whose win rates the report shows first; null: each with each.
         comparisons: Held-out comparisons on which the learned reward is checked beside the labeler; null: not checked.
         ensemble: Further reward directories, of other seeds: what they and `learned_reward` say of `comparisons` together.

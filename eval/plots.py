@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from eval.text import signed
+from eval.text import short_names, shortened, signed
 
 Points = Sequence[Sequence[float | None]]
+BESIDE, ALONE = 38, 56  # characters of a label that fit beside its numbers, and on a line of their own, on a phone too
 MAX_POINTS = 400  # drawn per line; the data stay whole in report.json
 
 
@@ -67,7 +68,9 @@ def line_chart(
         y = box.y(target)
         parts.append(f'<line class="ref" x1="{box.left}" x2="{box.right}" y1="{y}" y2="{y}"/>')
     for i, (_, points) in reversed(list(enumerate(shown))):
-        parts.append(f'<path class="line {"second" if i else "main"}" d="{_path(box, points)}"/>')
+        style = "second" if i else "main"
+        parts.append(f'<path class="line {style}" d="{_path(box, points)}"/>')
+        parts += [f'<circle class="dot {style}" cx="{box.x(x)}" cy="{box.y(y)}" r="3.2"/>' for x, y in _alone(points)]
     ends = [f"{name} {_trend(points)}" for name, points in shown]
     return _svg(title, f"{title}: " + "; ".join(ends), size, parts)
 
@@ -139,9 +142,13 @@ def rate_plot(
 
 
 def forest_plot(rows: Sequence[Mapping[str, Any]], title: str, width: int = 460, reference: float = 0.5) -> str:
-    """Dot and interval of each rate (`label`, `rate`, `low`, `high` in [0, 1], `main`) against a reference."""
-    row_height, top = 40, 8
-    height = top + row_height * len(rows) + 30
+    """Dot and interval of each rate (`label`, `rate`, `low`, `high` in [0, 1], `main`, `title`) against a reference.
+
+    Where a label is too long to stand beside its numbers, all labels have a line of their own. `title`: the label in full.
+    """
+    own_line = any(len(row["label"]) > BESIDE for row in rows)
+    row_height, top, label_y = (62, 28, -5) if own_line else (40, 8, 13)
+    height = top + row_height * len(rows) + (14 if own_line else 30)
     left, right = 8, width - 8
     box = _Box(left, top, right, height - 26, 0.0, 1.0, 0.0, 1.0)
     tops = [top + row_height * i for i in range(len(rows))]
@@ -156,12 +163,14 @@ def forest_plot(rows: Sequence[Mapping[str, Any]], title: str, width: int = 460,
     for y, row in zip(tops, rows, strict=True):
         style = "main" if row.get("main") else "second"
         numbers = f"{100 * row['rate']:.1f} % ({100 * row['low']:.1f}–{100 * row['high']:.1f})"
-        parts.append(f'<text class="name halo" x="{left}" y="{y + 13}">{escape(row["label"])}</text>')
+        label, full = shortened(row["label"], ALONE), row.get("title", row["label"])
+        name = escape(label) + (f"<title>{escape(full)}</title>" if full != label else "")
+        parts.append(f'<text class="name halo" x="{left}" y="{y + label_y}">{name}</text>')
         parts.append(f'<text class="num halo" x="{right}" y="{y + 13}" text-anchor="end">{numbers}</text>')
         a, b, m = box.x(row["low"]), box.x(row["high"]), box.x(row["rate"])
         parts.append(f'<line class="bar {style}" x1="{a}" x2="{b}" y1="{y + 26}" y2="{y + 26}"/>')
         parts.append(f'<circle class="dot {style}" cx="{m}" cy="{y + 26}" r="5"/>')
-    label = "; ".join(f"{r['label']} {100 * r['rate']:.1f} %" for r in rows)
+    label = "; ".join(f"{r.get('title', r['label'])} {100 * r['rate']:.1f} %" for r in rows)
     return _svg(title, f"{title}: {label}", (width, height), parts)
 
 
@@ -188,6 +197,7 @@ def scatter(
         parts.append(f'<circle class="dot second" cx="{box.x(best_x)}" cy="{box.y(best_y)}" r="3"/>')
         parts.append(f'<text class="halo" x="{box.x(best_x)}" y="{box.y(best_y) + 15}" text-anchor="middle">best of {n}</text>')
     used: list[tuple[float, float]] = []
+    names = short_names([p["label"] for p in points])
     for p in sorted(points, key=lambda p: (-p["y"]["mean"], p["label"])):
         x, y, style = box.x(p["x"]["mean"]), box.y(p["y"]["mean"]), "main" if p.get("main") else "second"
         (xa, xb), (ya, yb) = _ends(p["x"]), _ends(p["y"])
@@ -200,7 +210,8 @@ def scatter(
             text_y += 14  # names of points that lie together stand below one another
         used.append((x, text_y))
         anchor, dx = ("end", -9) if to_left else ("start", 9)
-        name = escape(p["label"])
+        shown = names[p["label"]]
+        name = escape(shown) + (f"<title>{escape(p['label'])}</title>" if shown != p["label"] else "")
         parts.append(
             f'<text class="name halo" x="{x + dx:.1f}" y="{text_y:.1f}" text-anchor="{anchor}">{name}</text>'
         )
@@ -296,6 +307,14 @@ def _path(box: _Box, points: Points) -> str:
         out.append(f"{'L' if down else 'M'}{box.x(x)} {box.y(y)}")
         down = True
     return "".join(out)
+
+
+def _alone(points: Points) -> list[tuple[float, float]]:
+    """Points without a neighbour, of which a line would show nothing."""
+    there = [p[0] is not None and p[1] is not None for p in points]
+    padded = [False, *there, False]
+    kept = [p for i, p in enumerate(points) if there[i] and not padded[i] and not padded[i + 2]]
+    return [(x, y) for x, y, *_ in kept if x is not None and y is not None]
 
 
 def _thin(points: Points) -> list[Sequence[float | None]]:

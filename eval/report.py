@@ -24,8 +24,10 @@ from eval import browser, evidence
 from eval.alarms import BASELINE, MAIN, METHODS, SECOND_DRAW, SUPERVISED, headline, warnings
 from eval.copying import count_words, distinct_n, distinct_n_within, novel_ngrams
 from eval.html import render_html
+from eval.measures import interval_of
 from eval.outcomes import Outcomes, Won, by_score, shared_keys
 from eval.text import (
+    MORE_METHODS,
     figure_text,
     interval,
     mean_of,
@@ -44,6 +46,17 @@ from eval.winrate import holm, mean_interval, win_rate
 __all__ = ["build_report", "render_html", "render_markdown", "write_report"]
 
 JUDGES = {"known": "the known reward", "learned": "the learned reward model"}
+KNOWN = {  # what a known reward is, in words
+    "rouge": "the mean F1 of ROUGE-1, -2 and -L against the reference",
+    "sentiment": "log p(positive) of a small sentiment classifier",
+    "descriptiveness": "how physical the words are, from a lexicon fitted on novels",
+}
+MEASURED = {
+    "rouge1": "F1 of words shared with the reference",
+    "rouge2": "F1 of pairs of words shared with the reference",
+    "rougeL": "F1 of the longest common subsequence with the reference",
+    "rougeLsum": "F1 of the longest common subsequences with the reference, sentence by sentence",
+}
 ASKED = {"verdicts": "the verdicts in {}", "lm": "the language model {}", "server": "the language model {}"}
 Row = Mapping[str, Any]
 Report = dict[str, Any]
@@ -116,6 +129,7 @@ def build_report(
     axis = judge if won is None else _axis(rows)
     others = [k for k in ("known", "learned", "rougeL") if k != judge]
     against = [name for name in baselines or dict.fromkeys((names[0], SUPERVISED)) if name in by_policy]
+    rewards = _rewards(provenance or [])
     samples = browser.choose(by_policy, outcomes, judge, max(n_samples, n_browse), seed)
     logged = runs if runs is not None else {"ppo": curves["ppo"]} if curves and "ppo" in curves else {}
     report: Report = {
@@ -123,7 +137,7 @@ def build_report(
         "title": title,
         "task": task,
         "judge": judge,
-        "judge_name": judge_name(judge),
+        "judge_name": judge_name(judge, rewards.get(judge)),
         "verdicts": won is not None,
         "axis": axis,
         "baseline": names[0],
@@ -136,7 +150,8 @@ def build_report(
         "headline": "",
         "warnings": [],
         "policies": policies,
-        "comparisons": _comparisons(outcomes, names, seed),
+        "comparisons": _comparisons(outcomes, names, seed, [b for b in baselines or [] if b in by_policy] or names),
+        "by_construction": _by_construction(by_policy, judge, rewards.get(judge)) if won is None else [],
         "changes": {
             base: {name: evidence.changes(table, name, base) for name in names if name != base} for base in against
         },
@@ -145,7 +160,7 @@ def build_report(
         "frontier": evidence.frontier(logged, table, names[0], axis),
         "calibration": dict(calibration) if calibration else None,
         "ensemble": dict(ensemble) if ensemble else None,
-        "judgements": [dict(j) for j in (compared or {}).get("judgements", [])],
+        "judgements": [_oriented(j, names) for j in (compared or {}).get("judgements", [])],
         "agreements": [dict(a) for a in (compared or {}).get("agreements", [])],
         "judges": [dict(j) for j in (compared or {}).get("judges", [])],
         "alpha": (compared or {}).get("alpha"),
@@ -157,10 +172,10 @@ def build_report(
         "kl_target": _kl_target(provenance or []),
         "samples": samples[:n_samples],
         "more_samples": samples[n_samples:],
-        "methods": [{"figure": k, "how": v} for k, v in {**METHODS, **(methods or {})}.items()],
+        "methods": [{"figure": k, "how": v} for k, v in {**_methods(), **(methods or {})}.items()],
         "provenance": [dict(run) for run in provenance or []],
     }
-    report["headline"] = headline(report)
+    report["headline"] = _headline(report)
     report["warnings"] = warnings(report)
     return _jsonable(report)
 
@@ -214,16 +229,19 @@ def render_markdown(report: Report) -> str:
         counts = f"{c['wins']} / {c['ties']} / {c['losses']}"
         bounds = f"{100 * c['low']:.1f}–{100 * c['high']:.1f}"
         pair = f"{_cell(c['a'])} vs {_cell(c['b'])}"
-        p = f"{p_text(c['p_value'])} | {p_text(c['p_holm'])}"
+        p = f"{p_text(c['p_value'])} | {'—' if c['p_holm'] is None else p_text(c['p_holm'])}"
         lines.append(f"| {pair} | {100 * c['rate']:.1f} | {bounds} | {counts} | {p} |")
     others = [j for j in report["judgements"] if j["judge"] != report["judge"]]
     if others:
         lines += ["", "| win rate by another judge | judge | % | 95 % interval | at equal length, % | n | p (Holm) |"]
         lines += ["|---|---|--:|--:|--:|--:|--:|"]
     for j in others:
-        equal = (j.get("length_controlled") or {}).get("rate")
+        controlled = j.get("length_controlled") or {}
+        equal = None if controlled.get("rate") is None else f"{100 * controlled['rate']:.1f}"
+        if equal is not None and controlled.get("low") is not None:
+            equal += f" ({100 * controlled['low']:.1f}–{100 * controlled['high']:.1f})"
         told = [f"{_cell(j['a'])} vs {_cell(j['b'])}", _cell(j["judge"]), f"{100 * j['rate']:.1f}"]
-        told += [f"{100 * j['low']:.1f}–{100 * j['high']:.1f}", "—" if equal is None else f"{100 * equal:.1f}", str(j["n"])]
+        told += [f"{100 * j['low']:.1f}–{100 * j['high']:.1f}", equal or "—", str(j["n"])]
         lines.append(f"| {' | '.join(told)} | {'—' if j.get('p_holm') is None else p_text(j['p_holm'])} |")
     for a in report["agreements"]:
         kappa = f"κ {signed(a.get('kappa'))} ({_ends(a, 'kappa')}), α {signed(a.get('alpha'))} ({_ends(a, 'alpha')})"
@@ -339,7 +357,7 @@ def _measures(rows: Sequence[Row]) -> dict[str, Any]:
     for name in dict.fromkeys(name for measures in told for name in measures):
         kept = [(m[name], row["id"]) for m, row in zip(told, rows, strict=True) if m.get(name) is not None]
         if kept:
-            found[name] = asdict(mean_interval([v for v, _ in kept], [i for _, i in kept]))
+            found[name] = asdict(interval_of(name, [v for v, _ in kept], [i for _, i in kept]))
     return found
 
 
@@ -362,8 +380,11 @@ def _add_ratios(policy: dict[str, Any], baseline: Mapping[str, Any]) -> None:
     }
 
 
-def _comparisons(outcomes: Outcomes, names: Sequence[str], seed: int) -> list[dict[str, Any]]:
-    """Each pair of policies that was judged once, the later one first; the main policy's first."""
+def _comparisons(outcomes: Outcomes, names: Sequence[str], seed: int, baselines: Sequence[str]) -> list[dict[str, Any]]:
+    """Each pair of policies that was judged once, the later one first; the main policy's first.
+
+    Holm's correction is over the pairs with a baseline, as `eval.compare`'s is; the others have none.
+    """
     out = []
     for j in range(len(names) - 1, 0, -1):
         for i in range(j):
@@ -382,20 +403,86 @@ def _comparisons(outcomes: Outcomes, names: Sequence[str], seed: int) -> list[di
                 "unjudged": len({key[0] for key in both} - judged),
             }
             out.append({**pair, **asdict(result)})
-    for c, p in zip(out, holm([c["p_value"] for c in out]) if out else (), strict=True):
+    asked = [c for c in out if c["a"] in baselines or c["b"] in baselines]
+    for c, p in zip(asked, holm([c["p_value"] for c in asked]), strict=True):
         c["p_holm"] = p
-    return out
+    return [{**c, "p_holm": c.get("p_holm")} for c in out]
+
+
+def _oriented(judgement: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """A judge's row on two policies with the later one first, as in the comparisons: rates and counts are turned round."""
+    j = dict(judgement)
+    if j.get("a") not in names or j.get("b") not in names or names.index(j["a"]) >= names.index(j["b"]):
+        return j
+    turned = {**j, "a": j["b"], "b": j["a"], **_turned(j)}
+    if "wins" in j and "losses" in j:
+        turned |= {"wins": j["losses"], "losses": j["wins"]}
+    controlled = j.get("length_controlled")
+    if controlled:  # the slope of length is the same from both sides
+        longer = controlled.get("longer")
+        turned["length_controlled"] = {**controlled, **_turned(controlled), "longer": None if longer is None else 1 - longer}
+    return turned
+
+
+def _turned(rate: Mapping[str, Any]) -> dict[str, float | None]:
+    """A rate and its interval as the other side sees them."""
+    ends = {"rate": rate.get("rate"), "low": rate.get("high"), "high": rate.get("low")}
+    return {key: None if value is None else 1 - value for key, value in ends.items()}
+
+
+def _by_construction(by_policy: Mapping[str, Sequence[Row]], judge: str, reward: str | None) -> list[str]:
+    """Policies that answer with each prompt's reference (`reference` by its name), where the judge compares with that."""
+    if not (judge.startswith("rouge") or reward == "known:rouge"):
+        return []
+    known: dict[Any, set[str]] = {}  # prompt → its references; the reference's own rows may have none
+    for row in (row for rows in by_policy.values() for row in rows):
+        reference = row.get("reference")
+        texts = [reference] if isinstance(reference, str) else reference or []
+        known.setdefault(row["id"], set()).update(text.strip() for text in texts)
+    return [
+        name
+        for name, rows in by_policy.items()
+        if name == "reference" or all(row["response"].strip() in known[row["id"]] for row in rows)
+    ]
+
+
+def _headline(report: Report) -> str:
+    """`eval.alarms.headline`, without policies that win by construction unless there are no others."""
+    out = set(report["by_construction"])
+    policies = [p for p in report["policies"] if p["name"] not in out]
+    if not out or not policies:
+        return headline(report)
+    ends = {"main": policies[-1]["name"], "baseline": policies[0]["name"], "policies": policies}
+    return headline({**report, **ends, "comparisons": [c for c in report["comparisons"] if not out & {c["a"], c["b"]}]})
+
+
+def _methods() -> dict[str, str]:
+    """How each figure is computed, under the names that the page shows."""
+    return {name_of("new_bigrams") if name == "New bigrams" else name: how for name, how in METHODS.items()} | MORE_METHODS
+
+
+def _rewards(provenance: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The names of the known and learned reward, as the last run's config has them."""
+    configs = [run["config"] for run in provenance if isinstance(run.get("config"), Mapping)]
+    last = configs[-1] if configs else {}
+    return {kind: str(last[f"{kind}_reward"]) for kind in ("known", "learned") if last.get(f"{kind}_reward")}
 
 
 # ---- small helpers ----
 
 
-def judge_name(judge: str) -> str:
-    """Who judges, in words."""
+def judge_name(judge: str, reward: str | None = None) -> str:
+    """Who judges, in words; `reward`: the name of the known or learned reward."""
     kind, colon, rest = judge.partition(":")
     if colon and kind in ASKED:
         return ASKED[kind].format({"verdicts": Path(rest).name, "lm": rest, "server": rest.rpartition("@")[0]}[kind])
-    return JUDGES.get(judge, name_of(judge) if name_of(judge) != judge else f"the score “{judge}”")
+    if reward is not None and judge == "known":
+        words = KNOWN.get(reward.removeprefix("known:"))
+        return f"the known reward {reward}{f' ({words})' if words else ''}"
+    if reward is not None and judge == "learned":
+        return f"the learned reward model {Path(reward).name}"
+    name = name_of(judge) + (f" ({MEASURED[judge]})" if judge in MEASURED else "")
+    return JUDGES.get(judge, name if name != judge else f"the score “{judge}”")
 
 
 def _axis(rows: Sequence[Row]) -> str:

@@ -20,9 +20,13 @@ def cost(report: Report) -> str:
         for p in report["policies"]
         if "kl" in p["scores"] and summary_of(p, judge)
     ]
+    if judge.startswith("rouge"):  # in per cent, as everywhere
+        points = [{**p, "y": {k: v if k == "n" or v is None else 100 * v for k, v in p["y"].items()}} for p in points]
     figures = []
     if points and judge != "kl":
-        best_of = [(b["n"], b["kl"], b["proxy"] if b["gold"] is None else b["gold"]) for b in report["frontier"]["best_of"]]
+        scale = 100 if judge.startswith("rouge") else 1
+        best = report["frontier"]["best_of"]
+        best_of = [(b["n"], b["kl"], scale * (b["proxy"] if b["gold"] is None else b["gold"])) for b in best]
         plot = plots.scatter(points, f"{name_of(judge)} against KL", "KL to the reference, nats", best_of=best_of)
         caption = f"{escape(name_of(judge))} against distance from the reference, with 95 % intervals. Up and left is better."
         if best_of:
@@ -88,6 +92,8 @@ def judges(report: Report) -> str:
     about_main = [j for j in report["judgements"] if report["main"] in (j["a"], j["b"])]
     if about_main:
         parts.append(judgements(about_main, "Win rates of the main policy by judge"))
+        note = "Below the rate at equal length: its 95 % interval. Holm’s correction is over each judge’s pairs in question."
+        parts.append(f'<p class="note">{note}</p>')
     ranked = [j for j in report["judges"] if j.get("ranking")]
     if ranked:
         head = ["Policy", *(f"Strength by {j['judge']}" for j in ranked)]
@@ -127,6 +133,13 @@ def _rate(found: Mapping[str, Any]) -> str:
     return f"{percent(found['rate'])}<small>{bounds(found)}</small>"
 
 
+def _equal(controlled: Mapping[str, Any]) -> str:
+    """The rate at equal length over its interval."""
+    text = percent(controlled.get("rate"))
+    known = controlled.get("low") is not None and controlled.get("high") is not None
+    return f"{text}<small>{bounds(controlled)}</small>" if known else text
+
+
 def judgements(rows: Sequence[Mapping[str, Any]], label: str) -> str:
     """Win rates of any judges as a table."""
     body = []
@@ -138,7 +151,7 @@ def judgements(rows: Sequence[Mapping[str, Any]], label: str) -> str:
             percent(j["rate"]),
             bounds(j),
             escape(p_text(j["p_holm"])) if j.get("p_holm") is not None else NOTHING,
-            percent(controlled.get("rate")),
+            _equal(controlled),
             f"{j['n']:,}",
             NOTHING if needed is None else f"{needed:,}",
         ]

@@ -18,13 +18,14 @@ from eval.options import Options
 from eval.outcomes import Won
 from eval.report import build_report, write_report
 from eval.reward_model import judge_reward
+from eval.rouge import ROUGE_TYPES
 from eval.sample import HeldOut, by_policy, held_out, sample_policies
 from eval.score import score_samples
-from lightning_rlhf.files import DataError, bad, list_files, read_jsonl
+from lightning_rlhf.files import DataError, bad, list_files, members, read_jsonl
 from lightning_rlhf.models import find_lm, precision_problems
-from lightning_rlhf.records import read_samples
+from lightning_rlhf.records import Prompt, Sample, read_comparisons, read_samples
 from lightning_rlhf.runinfo import RunInfo
-from lightning_rlhf.scoring import find_reward
+from lightning_rlhf.scoring import find_reward, prefers
 from lightning_rlhf.tasks import UsageError, told
 
 MADE = ("known", "learned", "kl", "ref_nll")  # scores that the score step makes, in place of those that samples come with
@@ -91,11 +92,21 @@ def checked(step: str, o: Options) -> Plan:
             problems.append(f"second_draw: found {o.second_draw!r}, expected one of the policies {sorted(chosen)}")
         else:
             chosen[f"{o.second_draw} (second draw)"] = chosen[o.second_draw]
-    problems += judge_problems(o, chosen)
-    others = {run: seen["ppo"] for run, path in (o.more_logs or {}).items() if "ppo" in (seen := stage_curves(path))}
-    for run, path in (o.more_logs or {}).items():
-        if run not in others:
-            problems.append(f"more_logs.{run}: {path}: found no ppo/version_*/metrics.csv there")
+    problems += judge_problems(step, o, chosen)
+    others: dict[str, Any] = {}
+    for option, path in [("logs", o.logs), *((f"more_logs.{run}", path) for run, path in (o.more_logs or {}).items())]:
+        try:
+            seen = stage_curves(path)
+        except ValueError as error:
+            problems.append(f"{option}: {error}")
+            continue
+        if step == "report" and option == "logs" and path is not None and not seen:
+            where = "{sft,reward,ppo}/version_*/metrics.csv"
+            problems.append(f"logs: {path}: found no {where} there, expected the stages' logs (null: none)")
+        elif option != "logs" and "ppo" not in seen:
+            problems.append(f"{option}: {path}: found no ppo/version_*/metrics.csv there")
+        elif option != "logs":
+            others[option.removeprefix("more_logs.")] = seen["ppo"]
     problems += told(policy_pairs, list(chosen), o.baselines)
     asked = None
     try:
@@ -103,10 +114,12 @@ def checked(step: str, o: Options) -> Plan:
             if name is not None and step != "compare":
                 find_lm(name)
         rewards = [("known_reward", o.known_reward), ("learned_reward", o.learned_reward)]
+        rewards += [("judges", name.partition(":")[2]) for name in asked_of(o, o.judge) if name.startswith("reward:")]
         for option, reward in [*rewards, *(("ensemble", member) for member in o.ensemble or [])]:
             if reward is not None:
                 find_reward(reward, o.task.name, o.allow_other_task, option, "--allow_other_task")
         asked = held_out(o.prompts, o.samples, o.limit, o.source_column)
+        problems += (comparison_problems(o.comparisons) if step == "report" else []) + text_problems(step, o, chosen, asked)
         verdicts = [name for name in asked_of(o, o.judge) if name.startswith("verdicts:")]
         everything = held_out(o.prompts, o.samples, None, o.source_column) if verdicts and o.limit is not None else asked
         for name in verdicts:
@@ -121,26 +134,96 @@ def checked(step: str, o: Options) -> Plan:
     return Plan(chosen, asked, judge, others, record_of(o, chosen, judge))
 
 
-def judge_problems(o: Options, policies: dict[str, Policy]) -> list[str]:
+def judge_problems(step: str, o: Options, policies: dict[str, Policy]) -> list[str]:
     """What is wrong with whom the options let judge, in words."""
     problems = []
+    scores = [name for name in [o.judge, *(o.judges or [])] if name is not None and not gives_verdicts(name)]
     rewards = {"known": o.known_reward, "learned": o.learned_reward}
-    own = own_scores(policies) if o.judge is not None else set()
-    given = {kind for kind, reward in rewards.items() if reward is not None} | ({"kl", "ref_nll"} if o.reference else set())
-    if o.judge is not None and gives_verdicts(o.judge):
-        problems += told(find_judge, o.judge)
-    elif o.judge is not None and o.judge not in given | own | measure_names():
-        problems.append(
-            f"judge: found {o.judge!r}, expected known or learned with its reward given, a measure such as rougeL, a score "
-            "that all samples have, verdicts:FILE, lm:NAME or server:MODEL@URL"
-        )
-    for asked in o.judges or []:
-        problems += told(find_judge, asked)
-        if asked in rewards and rewards[asked] is None:
-            problems.append(f"judges: found {asked!r}, expected its reward to be given")
+    there = {kind for kind, reward in rewards.items() if reward is not None} | measure_names()
+    if o.reference is not None:
+        there |= {"kl", "ref_nll", "tokens", "perplexity"}
+    if set(scores) - there:
+        there |= own_scores(policies)
+    scored = Path(o.output) / "scores.jsonl"
+    if step == "compare" and scored.is_file():  # by whatever options it was made
+        first = next((row for _, _, row in read_jsonl(scored)), {})
+        there |= {*(first.get("scores") or {}), *(first.get("measures") or {})}
+    for option, names in (("judge", [o.judge]), ("judges", o.judges or [])):
+        for name in filter(None, names):
+            problem = [] if name in there else told(find_judge, name)
+            if option == "judges" and name in rewards.keys() - there:
+                problem = [f"judges: found {name!r}, expected its reward to be given, or all samples to have that score"]
+            elif not problem and name not in there and not gives_verdicts(name):
+                problem = [
+                    f"{option}: found {name!r}, expected known or learned with its reward given, a measure such as rougeL, a "
+                    "score that all samples have, verdicts:FILE, reward:DIR, lm:NAME or server:MODEL@URL"
+                ]
+            problems += [text for text in problem if text not in problems]
     if o.ensemble and not (o.learned_reward and o.comparisons):
         problems.append(f"ensemble: found {o.ensemble}, expected learned_reward and comparisons with it")
     return problems
+
+
+def comparison_problems(path: str | None) -> list[str]:
+    """What is wrong with the comparisons that the learned reward is checked on, in words."""
+    if path is None:
+        return []
+    if not members(path):
+        return [f"comparisons: {path}: no such file"]
+    try:
+        usable = [prefers(record) for record in read_comparisons(path)]
+    except DataError as error:
+        return [f"comparisons: {error}"]
+    return [] if any(usable) else [f"comparisons: {path}: found none that says which response is best, expected one at least"]
+
+
+def text_problems(step: str, o: Options, policies: dict[str, Policy], prompts: HeldOut) -> list[str]:
+    """Samples that lack prompts of other policies, and references that ROUGE judges by, in words; known before any is sampled.
+
+    The steps sample and score take what samples there are; compare reads what is scored, and tells all of this at once.
+    """
+    if step == "compare":
+        return []
+    read = {p.model: by_policy(p.model) for p in policies.values() if p.is_samples}
+    samples: dict[str, dict[str, list[Sample]]] = {}  # policy → id → its samples
+    for name, policy in policies.items():
+        found = read.get(policy.model, {})
+        if policy.is_samples and (name in found or len(found) == 1):
+            own: dict[str, list[Sample]] = {}
+            for s in found[name] if name in found else next(iter(found.values())):
+                own.setdefault(s.id, []).append(s)
+            samples[name] = {i: of for i, of in own.items() if i in prompts.records}
+    problems = []
+    every = set(prompts.records) if len(samples) < len(policies) else {i for own in samples.values() for i in own}
+    for name, answered in samples.items() if step == "report" else ():
+        missing = [i for i in prompts.records if i in every and i not in answered]
+        if missing and answered:
+            problems.append(
+                f"policies.{name}: {policies[name].model}: found no sample to {len(missing)} of {len(every)} prompts (the first "
+                f"is id {missing[0]!r}), expected the same prompts for every policy"
+            )
+    rouge = [name for name in dict.fromkeys([o.judge, *(o.judges or [])]) if name in ROUGE_TYPES]
+    for name, policy in policies.items() if rouge and not set(rouge) <= own_scores(policies) else ():
+        itself = policy.model in ("reference", "column:reference")
+        ids = list(samples.get(name, prompts.records))
+        without = [i for i in ids if not all(map(says, references(prompts.records[i], samples.get(name, {}).get(i), itself)))]
+        if without:
+            where = f"at {len(without)} of {len(ids)} prompts (the first is id {without[0]!r})"
+            what = f"no reference{' beside itself' if itself else ''} for policy {name!r}"
+            problems.append(f"judge: found {rouge[0]!r} and {what} {where}, expected one of every prompt")
+    return problems
+
+
+def references(record: Prompt, samples: list[Sample] | None, itself: bool) -> list[list[Any]]:
+    """What ROUGE compares each response to a prompt with; the reference itself is measured against the further ones."""
+    given: list[Any] = [s.reference or record.reference for s in samples] if samples else [record.reference]
+    texts = [[reference] if isinstance(reference, str) else list(reference or []) for reference in given]
+    return [several[1:] for several in texts] if itself else texts
+
+
+def says(texts: list[Any]) -> bool:
+    """Whether any of the texts is not empty."""
+    return any(str(text).strip() for text in texts)
 
 
 def asked_of(o: Options, judge: str | None) -> list[str]:
@@ -164,8 +247,8 @@ def default_judge(o: Options, policies: dict[str, Policy], prompts: HeldOut) -> 
     if own:
         return own.pop()
     against_itself = any(p.model in ("reference", "column:reference") for p in policies.values())  # ROUGE would say nothing of it
-    references = [[r.reference] if isinstance(r.reference, str) else r.reference or [] for r in prompts.records.values()]
-    if all(any(str(text).strip() for text in texts) for texts in references) and not against_itself:
+    given = [texts for record in prompts.records.values() for texts in references(record, None, False)]
+    if all(map(says, given)) and not against_itself:
         return "rougeL"
     raise UsageError(
         "judge: found nothing to judge by, expected known_reward, learned_reward, a score that all samples have, or a reference "
@@ -185,11 +268,14 @@ def record_of(o: Options, policies: dict[str, Policy], judge: str | None) -> Run
     """run.json's options and the files that are read."""
     shown = {name: asdict(p) if isinstance(p, Policy) else p for name, p in (o.policies or {}).items()}
     names = ("samples", "prompts", "judges", "baselines", "reference", "known_reward", "learned_reward", "use_stemmer", "limit")
-    same = {name: getattr(o, name) for name in (*names, "batch_size", "precision")}
+    more = ("source_column", "comparisons", "ensemble", "logs", "more_logs", "second_draw")
+    same = {name: getattr(o, name) for name in (*names, *more, "batch_size", "precision")}
     options = {"policies": shown, "task": asdict(o.task), "judge": judge, **same}
     verdicts = [name.partition(":")[2] for name in asked_of(o, judge) if name.startswith("verdicts:")]
     texts = [p.model for p in policies.values() if p.is_samples]
-    read = [file for path in dict.fromkeys([*filter(None, [o.prompts]), *texts, *verdicts]) for file in list_files(path)]
+    shots = [p.demonstrations for p in policies.values()]
+    paths = [path for path in (o.prompts, *texts, *verdicts, *shots, o.comparisons) if path is not None]
+    read = [file for path in dict.fromkeys(paths) for file in list_files(path)]
     return RunInfo("eval", o.seed, options, list(read))
 
 

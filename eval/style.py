@@ -21,6 +21,7 @@ body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.55 va
 main { max-width: 1060px; margin: 0 auto; padding: 56px 28px 96px; }
 h1, h2, .headline { font-family: var(--serif); font-weight: 600; text-wrap: balance; }
 .unbroken { white-space: nowrap; }
+h1, .headline, p, li, figcaption, summary, h4, dd, dt, tbody th { overflow-wrap: anywhere; }
 h1 { font-size: 1.15rem; margin: 0; color: var(--dim); font-weight: 500; }
 h2 { font-size: 1.5rem; line-height: 1.25; margin: 0 0 14px; }
 h3 { font-size: 1rem; margin: 30px 0 10px; }
@@ -40,7 +41,11 @@ section { margin-top: 60px; }
 .warnings li { margin: 4px 0; max-width: 76ch; }
 .warnings li::marker { color: var(--warn); }
 
-.scroll { overflow-x: auto; margin: 0 0 14px; }
+/* A shadow at the right edge while there is more to scroll to; the page's colour hides it at the end. */
+.scroll { overflow-x: auto; margin: 0 0 14px; background:
+  linear-gradient(to left, var(--page) 40%, transparent) right / 56px 100% no-repeat local,
+  linear-gradient(to left, color-mix(in srgb, var(--ink) 30%, transparent), transparent) right / 18px 100% no-repeat scroll; }
+.scroll th:first-child, .scroll thead td:first-child { position: sticky; left: 0; z-index: 1; background: var(--page); }
 table { border-collapse: collapse; width: 100%; font-size: .875rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 9px 14px; text-align: right; vertical-align: top; border-bottom: 1px solid var(--rule); }
 td { white-space: nowrap; }
@@ -51,12 +56,12 @@ th:first-child, td:first-child { text-align: left; padding-left: 0; }
 th:last-child, td:last-child { padding-right: 0; }
 tbody th { min-width: 9.5em; }
 td small, th small { display: block; color: var(--dim); font-size: .75rem; font-weight: 400; }
-caption { caption-side: bottom; text-align: left; color: var(--dim); font-size: .8125rem; padding-top: 10px; }
 .matrix { width: auto; }
-.matrix thead th { max-width: 7.5em; }
-.matrix tbody th { min-width: 0; max-width: 9em; }
-.matrix td, .matrix th { padding: 10px 8px; vertical-align: middle; }
-.matrix td:last-child, .matrix th:last-child { padding-right: 8px; }
+.matrix thead th { vertical-align: bottom; text-align: left; }
+.matrix thead span { writing-mode: vertical-rl; transform: rotate(180deg); white-space: nowrap; }
+.matrix tbody th { min-width: 7em; max-width: 14em; padding-right: 10px; }
+.matrix td, .matrix thead th { padding: 8px 9px; vertical-align: middle; text-align: center; }
+.matrix td:last-child, .matrix th:last-child { padding-right: 9px; }
 .matrix th:first-child { padding-left: 0; }
 .matrix .won { background: color-mix(in srgb, var(--accent) var(--tint), transparent); }
 .matrix .lost { background: color-mix(in srgb, var(--lost) var(--tint), transparent); }
@@ -175,7 +180,8 @@ code { font: .8125rem var(--mono); }
   h2, h3 { break-after: avoid; }
   .tools, #more { display: none; }
   figure, .card, .sample h3, tr, .warnings { break-inside: avoid; }
-  .scroll { overflow: visible; }
+  .scroll { overflow: visible; background: none; }
+  .scroll th:first-child { position: static; }
   table { font-size: 8pt; }
   th, td { padding: 4pt 3pt; }
   thead th, td small { font-size: 7pt; }

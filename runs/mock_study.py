@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from eval.__main__ import curves
+from eval.curves import stage_curves
 from eval.frontier import best_of_n, over_optimised, run_of
 from eval.winrate import mean_interval
 from lightning_rlhf.generation import seed_for
@@ -33,7 +33,7 @@ QUERIES, DRAWN = 128, 64
 
 def validations(folder: Path) -> Any:
     """The validations of the PPO run in a folder: KL, the reward that was trained on, and the known one."""
-    found = run_of(str(folder), curves(str(folder / "logs")).get("ppo", {}), "val/kl", "val/score", "val/held_out")
+    found = run_of(str(folder), stage_curves(str(folder / "logs")).get("ppo", {}), "val/kl", "val/score", "val/held_out")
     if found is None:
         raise SystemExit(f"{folder}/logs/ppo: no validation with val/kl, val/score and val/held_out")
     return found

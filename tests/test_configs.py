@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -286,3 +287,11 @@ def test_one_flag_moves_a_whole_run() -> None:
     assert (model["policy"], model["reward"], model["output"]) == ("stories260k", "elsewhere/reward", "elsewhere/ppo")
     assert options["data"]["init_args"]["train"] == "elsewhere/prompts/train.jsonl"
     assert options["trainer"]["callbacks"][0]["init_args"]["path"] == "elsewhere/checkpoints/ppo.ckpt"
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "runs").glob("*.py")), ids=lambda f: f.stem)
+def test_a_script_finds_what_it_imports(file: Path) -> None:
+    """What runs for an hour must not end in a name that is no longer there."""
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None and spec.loader is not None
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))

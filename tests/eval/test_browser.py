@@ -21,6 +21,12 @@ from eval.report import build_report, write_report
 EVIL = "<script>window.ran = 1</script><img src=x onerror='window.ran = 2'><svg onload='window.ran = 3'>"
 OTHER = EVIL.replace("ran", "run")  # no five words in a row of the other, so that it is not marked as copied
 SLOW_MS = 180_000  # a busy machine's browser takes its time; nothing here waits so long otherwise
+LONG = ("1b-deduped__sft", "1b-deduped__ppo", "1b-deduped__reward", "2.8b-deduped__ppo", "6.9b-deduped__ppo_left_padding")
+OVERLAPS = """() => [...document.querySelectorAll("svg")].flatMap(svg => {
+  const texts = [...svg.querySelectorAll("text")].map(t => [t.textContent, t.getBoundingClientRect()]);
+  const meet = (a, b) => a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 4 && b.top < a.bottom - 4;
+  return texts.flatMap(([t, a], i) => texts.slice(i + 1).filter(([, b]) => meet(a, b)).map(([u]) => `${t} × ${u}`));
+})"""
 SCHEMES = {"light": 1280, "dark": 390}  # colour scheme → width of the window
 
 
@@ -73,6 +79,14 @@ def test_a_longer_draw_starts_with_the_shorter() -> None:
     found = browser.choose(table, won, "known", 30, 3)
     assert {s["won"] for s in found} == {"won", "lost"}
     assert all(s["pick"] == ("rlhf" if s["won"] == "won" else "zero-shot") for s in found)
+
+
+def test_a_policy_that_is_the_reference_has_no_second_card() -> None:
+    rows = [{**row, "policy": "reference", "response": row["reference"]} for row in report_rows(3) if row["policy"] == "rlhf"]
+    plain, both = (build_report(r, title="A", task="", n_samples=3) for r in (report_rows(3), report_rows(3) + rows))
+    assert browser.render(plain).count('class="card reference"') == 3
+    assert browser.render(both).count('class="card reference"') == 0
+    assert "ROUGE-L 20.0" in browser.render(plain)  # in per cent, as in the tables
 
 
 # ---- in Chromium ----
@@ -197,6 +211,23 @@ def test_page_fits_its_window(page: Any, page_file: Path) -> None:
     dark = page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches")
     colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (colour == "rgb(20, 23, 26)") == dark
+
+
+def test_long_names_fit_and_overlap_nothing(page: Any, tmp_path: Path) -> None:
+    names = ["random-sentence", "lead-1", "reference", *(f"vwxyzjn/EleutherAI_pythia-{n}__tldr" for n in LONG)]
+    rows = [
+        {**row, "policy": name, "scores": {"known": row["scores"]["known"] + k * i % 3}}
+        for k, name in enumerate(names)
+        for i, row in enumerate(report_rows(30)[:30])
+        if i != 7
+    ]
+    page.goto(write_report(build_report(rows, title="A title", task=""), tmp_path)["html"].as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    assert page.evaluate(OVERLAPS) == []
+    assert page.eval_on_selector_all("th, td", "cells => cells.filter(c => c.scrollWidth > c.clientWidth + 1).length") == 0
+    assert page.locator(f'.matrix th[title="{names[-1]}"]').count() == 2
+    if page.viewport_size["width"] == 1280:
+        assert page.locator(".scroll:has(.matrix)").evaluate("box => box.scrollWidth <= box.clientWidth")
 
 
 def test_filter_sort_and_more(page: Any, page_file: Path) -> None:

@@ -68,5 +68,17 @@ def test_frontier_of_a_run_and_best_of_n() -> None:
     assert evidence.frontier({"ppo": flat}, {}, "zero-shot", "known")["runs"][0]["line"] is None
 
 
+def test_the_turn_of_the_projects_own_runs() -> None:
+    """What PPO logs: the held-out reward at validations alone."""
+    at = range(0, 400, 10)
+    columns = {
+        "objective/kl": [[i, i / 20] for i in range(400)], "objective/score": [[i, i / 90] for i in range(400)],
+        "val/kl": [[i, i / 20] for i in at], "val/score": [[i, i / 90] for i in at],
+        "val/held_out": [[i, -abs(i - 150) / 100] for i in at],
+    }  # fmt: skip
+    (run,) = evidence.frontier({"ppo": columns}, {}, "zero-shot", "known")["runs"]
+    assert run["turn"]["step"] == pytest.approx(150, abs=10)
+
+
 def test_calibration_of_few_comparisons_can_be_shown() -> None:
     assert calibrate([[1.0, 0.0]] * 3, [0, 0, 1]).by_margin[0].label == "1 to 1"

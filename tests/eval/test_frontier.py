@@ -85,6 +85,41 @@ def test_no_turn_is_found_where_there_is_none() -> None:
     assert not any(fr.over_optimised(a_run(lambda d: 0.1 * d, seed=s)) for s in range(200))
 
 
+def smoothed(rng: np.random.Generator, n: int, width: int) -> np.ndarray:
+    """Noise of standard deviation 1, a moving mean of so many."""
+    return np.convolve(rng.normal(0, 1, n + width - 1), np.full(width, width**-0.5), "valid")
+
+
+@pytest.mark.parametrize("width", [1, 3, 5])
+@pytest.mark.parametrize("n", [20, 30, 50, 60, 200])
+def test_noise_that_is_alike_from_checkpoint_to_checkpoint_is_no_turn(n: int, width: int) -> None:
+    rng = np.random.default_rng(width)
+    d = np.linspace(0, 5, n)
+    for rise in (0.0, 2.0):
+        golds = [rise * np.sqrt(d) + smoothed(rng, n, width) for _ in range(300)]
+        called = sum(fr.over_optimised(fr.Run("", tuple(d), tuple(d**2), tuple(d), tuple(g))) is not None for g in golds)
+        assert called <= 30  # at most 10 %
+
+
+@pytest.mark.parametrize(("n", "width", "fall"), [(60, 1, 6.0), (60, 5, 10.0), (200, 1, 4.0), (200, 5, 6.0)])
+def test_a_turn_within_such_noise_is_found(n: int, width: int, fall: float) -> None:
+    """A rise, then a fall of `fall` standard deviations of the noise."""
+    rng = np.random.default_rng(0)
+    d = np.linspace(0, 5, n)
+    golds = [fall * (1 - np.abs(d - 2.5) / 2.5) + smoothed(rng, n, width) for _ in range(200)]
+    found = sum(fr.over_optimised(fr.Run("", tuple(d), tuple(d**2), tuple(d), tuple(g))) is not None for g in golds)
+    assert found >= 180
+
+
+def test_a_turn_of_a_curved_run_is_found() -> None:
+    """√KL − c KL, which falls by four standard deviations of the noise from its peak."""
+    rng = np.random.default_rng(0)
+    kl = np.linspace(0.1, 30, 60)
+    golds = [np.sqrt(kl) - 0.12 * kl + rng.normal(0, 0.05, 60) for _ in range(200)]
+    runs = [fr.Run("", tuple(kl), tuple(kl), tuple(np.sqrt(kl)), tuple(g)) for g in golds]
+    assert sum(fr.over_optimised(run) is not None for run in runs) >= 160
+
+
 def test_a_run_that_falls_apart_is_not_over_optimised() -> None:
     run = a_run(lambda d: d * (2 - 0.4 * d))
     both = fr.Run(run.name, run.step, run.kl, run.gold or (), run.gold)  # the proxy falls with gold: it broke, it was not gamed
@@ -106,6 +141,18 @@ def test_checkpoints_from_metrics() -> None:
     assert (alone.step, alone.gold) == ((0.0, 1.0, 3.0), None)
     assert fr.run_of("sft", {"train/loss": [[0, 1.0]]}) is None
     assert fr.run_of("ppo", {"objective/kl": [[0, 0.0]], "objective/score": [[1, 0.0]]}) is None
+
+
+def test_the_validations_of_a_run_have_its_gold() -> None:
+    """PPO logs the held-out reward beside what it trains on; what it logs at each step has none."""
+    steps = {"objective/kl": [[i, 9.0] for i in range(9)], "objective/score": [[i, 8.0] for i in range(9)]}
+    kl, score = {"val/kl": [[0, 0.0], [4, 2.0]]}, {"val/score": [[0, 1.0], [4, 3.0]]}
+    validated = {**steps, **kl, **score, "val/held_out": [[0, 5.0], [4, 4.0]]}
+    assert fr.logged_run("ppo", validated) == fr.Run("ppo", (0.0, 4.0), (0.0, 2.0), (1.0, 3.0), (5.0, 4.0))
+    trained = fr.logged_run("ppo", {**steps, **kl, **score})
+    assert trained is not None and (len(trained.step), trained.gold) == (9, None)
+    assert fr.logged_run("ppo", {**kl, **score}) == fr.Run("ppo", (0.0, 4.0), (0.0, 2.0), (1.0, 3.0), None)
+    assert fr.logged_run("sft", {"train/loss": [[0, 1.0]]}) is None
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from eval.judges import (
     QUESTION,
@@ -20,11 +21,15 @@ from eval.judges import (
     ScoreJudge,
     Server,
     find_judge,
+    gives_verdicts,
     load_judge,
     parse_answer,
     read_verdicts,
 )
 from lightning_rlhf.files import DataError
+from lightning_rlhf.models import load_lm
+from lightning_rlhf.scalar import ScalarModel, save_reward
+from lightning_rlhf.scoring import LearnedReward
 from lightning_rlhf.tasks import UsageError
 
 Reply = tuple[int, str] | None  # status and answer; None: no reply until the client has given up
@@ -167,6 +172,34 @@ def test_a_verdict_on_what_is_not_there(tmp_path: Path, change: dict[str, Any], 
     judge = FileJudge(write(tmp_path / "v.jsonl", {**RECORD, **change}))
     with pytest.raises(DataError, match=message):
         judge.check(rows("x", 2) + rows("y", 2))
+
+
+@pytest.fixture(scope="module")
+def reward_directory(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("reward") / "reward"
+    lm = load_lm("stories260k")
+    torch.manual_seed(0)
+    scalar = ScalarModel(lm.model.base_model, lm.model.config.hidden_size, std=1.0)
+    save_reward(folder, scalar, lm.tokenizer, {"task": "toy"})
+    return str(folder)
+
+
+def test_a_reward_directory_judges(reward_directory: str, tmp_path: Path) -> None:
+    name = f"reward:{reward_directory}"
+    assert find_judge(name) == ("reward", reward_directory) and gives_verdicts(name)
+    judge = load_judge(name, tmp_path, batch_size=2)
+    texts = [["A dog ran.", "The cat was sad."], ["They said no.", "Lily was happy."], ["One day.", "One day."]]
+    a, b = ([row(i, p, pair[k]) for i, pair in enumerate(texts)] for k, p in enumerate("xy"))
+    judge.check(a + b)
+    judge.prepare(zip(a, b, strict=True))
+    reward = LearnedReward(reward_directory)
+    scores = [reward([f"prompt {i}"] * 2, pair) for i, pair in enumerate(texts)]
+    expected = ["a" if x > y else "b" for x, y in scores[:2]]
+    assert [v.winner for v in judge(a, b)] == [*expected, "tie"]
+    assert {v.judge for v in judge(b, a)} == {name}
+    assert [v.winner for v in judge(b, a)] == [*("ba"["ab".index(w)] for w in expected), "tie"]
+    with pytest.raises(DataError, match="field 'response': found 5, expected a text"):
+        judge.check([{**a[0], "response": 5}])
 
 
 # ------------------------------------------------------------------------------------------------------------- answers
@@ -360,7 +393,8 @@ def test_judges_by_name(tmp_path: Path) -> None:
     [
         ("verdicts:nowhere.jsonl", "judge 'verdicts:nowhere.jsonl': no such file"),
         ("server:http://localhost", "found 'http://localhost', expected MODEL@URL"),
-        ("gpt:4", "no kind 'gpt', expected a score's name, verdicts:FILE, lm:NAME or server:MODEL@URL"),
+        ("gpt:4", "no kind 'gpt', expected a score's name, verdicts:FILE, reward:DIR, lm:NAME or server:MODEL@URL"),
+        ("reward:nowhere", "reward 'nowhere': no reward.json there, expected a directory that the reward stage wrote"),
         ("lm:./nowhere", "model './nowhere': no such directory or file"),
     ],
 )

@@ -12,8 +12,12 @@ from typing import Any
 import pytest
 
 from eval.__main__ import main
+from eval.baselines import Policy
 from eval.copying import sentences
+from eval.options import Options
+from eval.steps import checked
 from lightning_rlhf.files import write_jsonl
+from lightning_rlhf.tasks import Task
 
 POLICIES = ("human", "ppo", "zero")
 
@@ -253,3 +257,77 @@ def test_a_long_run_of_stops_is_one_sentence(run_of: str) -> None:
     """From each of them the search would go to the run's end: minutes for a collapsed policy's response."""
     text = (run_of * 200_000)[:200_000]
     assert len(sentences(text)) <= 1 + text.count("。")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--judges=[rogueL]"], "judges: found 'rogueL', expected known or learned with its reward given, a measure"),
+        (["--judge=reward:nowhere"], "reward 'nowhere': no reward.json there"),
+        (["--judges=['reward:nowhere']"], "reward 'nowhere': no reward.json there"),
+        (["--comparisons=nofile.jsonl"], "comparisons: nofile.jsonl: no such file"),
+        (["--logs=nologs"], "logs: nologs: found no {sft,reward,ppo}/version_*/metrics.csv there"),
+        (["--judges=[learned]"], "judges: found 'learned', expected its reward to be given, or all samples to have that score"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_sampled(
+    folder: Path, refused: Callable[..., str], options: list[str], said: str
+) -> None:
+    words = ["report", "--samples", str(folder / "s"), "--output", str(folder / "out"), "--policies", "{model: stories260k}"]
+    assert said in refused([*words, *options], main=main)
+    assert not (folder / "out").exists()
+
+
+def test_rouge_cannot_judge_without_references(folder: Path, refused: Callable[..., str]) -> None:
+    words = ["report", "--samples", str(folder / "s"), "--output", str(folder / "out"), "--policies", "{model: stories260k}"]
+    rows = [{k: v for k, v in r.items() if (k, r["id"]) != ("reference", "p3")} for r in samples()]
+    write_jsonl(folder / "s" / "all.jsonl", rows)
+    said = "judge: found 'rougeL' and no reference for policy 'model' at 1 of 8 prompts (the first is id 'p3')"
+    for option in ("--judge=rougeL", "--judges=[rougeL]"):
+        assert said in refused([*words, option, "--known_reward=known:sentiment"], main=main)
+    rows = [{k: v for k, v in r.items() if k != "reference"} if r["policy"] == "human" else r for r in samples()]
+    write_jsonl(folder / "s" / "all.jsonl", rows)
+    own = [*words[:-2], "--prompts", str(folder / "p.jsonl"), "--policies={same: reference}", "--judge=rougeL"]
+    write_jsonl(folder / "p.jsonl", [{k: r[k] for k in ("id", "prompt", "reference")} for r in samples()[::3]])
+    assert "no reference beside itself for policy 'same' at 8 of 8 prompts" in refused(own, main=main)
+    assert not (folder / "out").exists()
+    assert run("report", folder, "--prompts", str(folder / "p.jsonl"), "--judge=rougeL")["judge"] == "rougeL"
+
+
+def test_samples_that_lack_prompts_of_others(folder: Path, refused: Callable[..., str]) -> None:
+    words = ["report", "--samples", str(folder / "s"), "--output", str(folder / "out")]
+    write_jsonl(folder / "s" / "all.jsonl", [r for r in samples() if (r["policy"], r["id"]) != ("ppo", "p5")])
+    said = "found no sample to 1 of 8 prompts (the first is id 'p5'), expected the same prompts for every policy"
+    assert f"policies.ppo: {folder / 's'}: {said}" in refused(words, main=main)
+    assert not (folder / "out").exists()
+    write_jsonl(folder / "s" / "all.jsonl", [r for r in samples() if r["id"] != "p5"])
+    prompts = folder / "p.jsonl"
+    write_jsonl(prompts, [{k: r[k] for k in ("id", "prompt", "reference")} for r in samples()[::3]])
+    assert said in refused([*words, "--prompts", str(prompts), "--policies={model: stories260k}"], main=main)
+    assert run("report", folder, "--prompts", str(prompts))["n_prompts"] == 7  # all lack it
+
+
+def test_a_score_of_the_samples_is_a_judge_among_others(folder: Path) -> None:
+    write_jsonl(folder / "s" / "all.jsonl", samples(scores=lambda i, p: {"learned": i + len(p), "gold:v2": 1.0 * i}))
+    vote = {"policy_a": "ppo", "policy_b": "zero", "winner": "a", "judge": "x"}
+    write_jsonl(folder / "votes.jsonl", [{"id": f"p{i}", **vote} for i in range(8)])
+    judges = f"--judges=['verdicts:{folder / 'votes.jsonl'}', learned, 'gold:v2']"
+    report = run("report", folder, judges, "--judge", "learned")
+    assert {j["judge"] for j in report["judgements"]} >= {"learned", "gold:v2"}
+    assert run("compare", folder, "--judges=[learned]")["judges"][0]["judge"] == "learned"
+
+
+def test_what_was_read_is_in_the_record(folder: Path) -> None:
+    write_jsonl(folder / "shots.jsonl", [{"prompt": "A.", "completion": "B."}] * 3)
+    write_jsonl(folder / "held.jsonl", [{"prompt": "A.", "responses": ["B.", "C."], "best": 0}])
+    options = Options(
+        run_dir="r", lm="stories260k", task=Task(name="t"), output=str(folder / "out"), samples=str(folder / "s"),
+        policies={"few": Policy("stories260k", demonstrations=str(folder / "shots.jsonl"))}, known_reward="known:sentiment",
+        comparisons=str(folder / "held.jsonl"), second_draw="few", ensemble=None, logs=None,
+    )  # fmt: skip
+    made = checked("sample", options).info.record()
+    assert {str(folder / "shots.jsonl"), str(folder / "held.jsonl")} <= made["data"].keys()
+    said = {k: made["config"][k] for k in ("source_column", "comparisons", "ensemble", "logs", "second_draw")}
+    assert said == {"source_column": None, "comparisons": str(folder / "held.jsonl"), "ensemble": None, "logs": None} | {
+        "second_draw": "few"
+    }

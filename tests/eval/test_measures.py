@@ -86,6 +86,25 @@ def test_other_scripts_have_a_length_too() -> None:
         ("I’m sorry, I can’t", 1),
         ("I cannot summarise this post.", 1),
         ("I am unable to assist with this request.", 1),
+        ("I'm unable to help with this request.", 1),
+        ("I cannot provide a summary of this article.", 1),
+        ("I can’t give you a short TL;DR.", 1),
+        ("Sorry, I can't do that.", 1),
+        ("Sorry, but I cannot help.", 1),
+        ("I apologize, but I am not able to write about this topic.", 1),
+        ("I am not able to write about this topic.", 1),
+        ("I do not feel comfortable summarizing this.", 1),
+        ("I don't feel comfortable writing a summary of that.", 1),
+        ("I can't sleep because my neighbour plays drums", 0),
+        ("Sorry I cheated on my boyfriend", 0),
+        ("Sorry I can't do that to my boyfriend any more.", 0),
+        ("I cannot find a job", 0),
+        ("I cannot provide a home for my dog, how do I tell my wife?", 0),
+        ("I can't write to my ex, I can't give him an answer.", 0),
+        ("I don't feel comfortable talking to my boss.", 0),
+        ("I'm unable to help my sister with her rent.", 0),
+        ("I apologized, but I can't make her forgive me.", 0),
+        ("I can't do that. I want to leave him.", 0),
         ("I can't stop thinking about my ex. I'm sorry that it ended.", 0),
         ("I'm afraid of dogs. Can't leave the house.", 0),
         ("I will not help my sister move.", 0),
@@ -121,7 +140,7 @@ def test_summary_is_over_what_is_defined() -> None:
     got = summarise(rows)
     assert got["p"]["means"]["words"]["mean"] == 2.0
     assert got["p"]["means"]["words"]["low"] < 2.0 < got["p"]["means"]["words"]["high"]
-    assert got["p"]["means"]["copied"] == {"mean": 1.0, "low": None, "high": None, "n": 1}  # one prompt, no interval
+    assert got["p"]["means"]["copied"] == {"mean": 1.0, "low": 0.0, "high": 1.0, "n": 1}  # one prompt says nothing
     assert got["p"]["perplexity"] == pytest.approx(math.exp(6 / 8))
     assert got["q"]["perplexity"] is None
     assert "copied" not in got["q"]["means"]

@@ -16,7 +16,7 @@ from eval.browser import SCRIPT, SCRIPT_HASH
 from eval.curves import read_curves, stage_curves
 from eval.plots import line_chart, ticks
 from eval.report import build_report, judge_name, render_html, render_markdown, write_report
-from eval.text import interval, p_text, signed
+from eval.text import MORE_METHODS, interval, p_text, percent, short_names, signed
 from eval.winrate import mean_interval, paired_outcomes, win_rate
 
 SECOND = "zero-shot (second draw)"
@@ -138,7 +138,8 @@ def test_judges_in_words() -> None:
     assert judge_name("server:@cf/meta/llama@http://x/v1") == "the language model @cf/meta/llama"
     assert judge_name("lm:Qwen/X") == "the language model Qwen/X"
     assert judge_name("verdicts:a/votes.jsonl") == "the verdicts in votes.jsonl"
-    assert judge_name("gold:v2") == "the score “gold:v2”" and judge_name("rougeL") == "ROUGE-L"
+    assert judge_name("gold:v2") == "the score “gold:v2”" and judge_name("rougeL").startswith("ROUGE-L (F1 of")
+    assert judge_name("known") == "the known reward" and "mean F1 of ROUGE-1, -2 and -L" in judge_name("known", "known:rouge")
 
 
 def test_samples_that_do_not_say_whether_they_stopped() -> None:
@@ -155,6 +156,50 @@ def test_holm_by_hand() -> None:
     expected.append(max(expected[0], min(1, 2 * ps[1][0])))
     expected.append(max(expected[1], ps[2][0]))
     assert [p for _, p in ps] == pytest.approx(expected, abs=1e-15)
+
+
+def test_holm_is_over_the_pairs_with_a_baseline_that_was_asked_for() -> None:
+    found = {(c["a"], c["b"]): c for c in build(baselines=["zero-shot"])["comparisons"]}
+    assert found["rlhf", "supervised"]["p_holm"] is None
+    asked = sorted((c["p_value"], c["p_holm"]) for pair, c in found.items() if "zero-shot" in pair)
+    first = min(1, 2 * asked[0][0])
+    assert [p for _, p in asked] == pytest.approx([first, max(first, asked[1][0])], abs=1e-15)
+    assert "2 comparisons" in render_html(build(baselines=["zero-shot"]))
+
+
+def test_judges_rows_have_the_direction_of_the_comparisons() -> None:
+    controlled = {"rate": 0.25, "low": 0.125, "high": 0.5, "slope": 1.5, "longer": 0.75}
+    row = {"judge": "x", "a": "zero-shot", "b": "rlhf", "rate": 0.25, "low": 0.125, "high": 0.5, "n": 8, "wins": 2, "losses": 6}
+    report = build(compared={"judgements": [{**row, "length_controlled": controlled}]})
+    turned = report["judgements"][0]
+    assert {k: turned[k] for k in ("a", "b", "rate", "low", "high", "wins", "losses")} == {
+        "a": "rlhf", "b": "zero-shot", "rate": 0.75, "low": 0.5, "high": 0.875, "wins": 6, "losses": 2
+    }  # fmt: skip
+    assert turned["length_controlled"] == {"rate": 0.75, "low": 0.5, "high": 0.875, "slope": 1.5, "longer": 0.25}
+    assert "75.0 %<small>50.0–87.5</small>" in render_html(report)
+
+
+def test_a_policy_that_is_the_reference_wins_by_construction() -> None:
+    rows = [{**row, "reference": f"text {row['id']}"} for row in make_rows()]
+    rows += [{**row, "policy": "reference", "response": row["reference"]} for row in rows if row["policy"] == "rlhf"]
+    run = {"stage": "eval", "command": "x", "config": {"known_reward": "known:rouge"}}
+    report = build(rows, provenance=[run])
+    assert report["by_construction"] == ["reference"] and "reference it won" not in report["headline"]
+    assert "mean F1 of ROUGE-1, -2 and -L" in report["headline"] and "true by construction" in render_html(report)
+    assert build(rows)["by_construction"] == []  # another judge does not compare with it
+
+
+def test_each_figure_is_explained() -> None:
+    page = render_html(build())
+    assert all(f"<dt>{name}</dt>" in page for name in MORE_METHODS)
+
+
+def test_short_names_differ() -> None:
+    names = ["a", "vwxyzjn/EleutherAI_1b__ppo__tldr", "vwxyzjn/EleutherAI_1b__sft__tldr", "vwxyzjn/EleutherAI_2b__ppo__tldr"]
+    found = short_names(names, 20)
+    assert found["a"] == "a" and len(set(found.values())) == 4 and all(len(v) <= 20 for v in found.values())
+    alike = [f"{'x' * 500}{i}{'x' * 500}" for i in range(3)]
+    assert len(set(short_names(alike).values())) == 3
 
 
 def test_pairs_share_id_and_index() -> None:
@@ -321,7 +366,6 @@ def test_no_warning_without_cause() -> None:
             "2.00 times the words",
             lambda row: row.update(response=row["response"] + " " + row["response"][::-1]),
         ),
-        ("length", "times the words", lambda row: row.update(response=row["response"][:30])),
     ],
 )
 def test_each_policy_warning(kind: str, words: str, change: Any) -> None:
@@ -600,6 +644,8 @@ def test_line_chart_edges() -> None:
     assert "has no value" in line_chart([("a", [[0, None]])], "t")
     gap = line_chart([("a", [[0, 1.0], [1, None], [2, 2.0], [3, 1.0]])], "t")
     assert re.search(r'd="M[\d. ]+M[\d. ]+L[\d. ]+"', gap)  # the pen is lifted over the missing value
+    assert gap.count("<circle") == 1  # a point alone
+    assert line_chart([("a", [[3, 1.0]])], "t").count("<circle") == 1
     many = line_chart([("a", [[i, float(i % 7)] for i in range(10_001)])], "t")
     assert many.count("L") < 402
     assert "from 0.00 to 4.00" in many  # the last of 10,001 points is kept: 10,000 mod 7 = 4
@@ -611,6 +657,7 @@ def test_line_chart_edges() -> None:
 )
 def test_signed(value: float | None, text: str) -> None:
     assert signed(value) == text
+    assert percent(-0.125) == "−12.5 %"
 
 
 def test_length_is_not_blamed_where_the_winner_writes_less() -> None:

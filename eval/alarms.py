@@ -26,6 +26,7 @@ WORRIES = (
 )  # fmt: skip
 RANK = {kind: at for at, kinds in enumerate(WORRIES) for kind in kinds} | {"perplexity": len(WORRIES) + 1}
 COPIES = re.compile(r"lead-\d+|reference|column:reference|random-sentence", re.IGNORECASE)  # by design
+COPIED, NOT_NEW = "sentences stand word for word in the source", "bigrams stand in the source"
 LITTLE_AGREEMENT = 0.2  # κ and α up to here are slight (Landis & Koch 1977)
 
 METHODS = {
@@ -335,14 +336,16 @@ def _about_copying(report: Report) -> Iterator[Doubt]:
         if _copies_by_design(report, policy["name"]):
             continue
         if copied and copied["mean"] > 0.5:
-            found.append((policy["name"], f"{percent(copied['mean'])} of its sentences stand word for word in the source"))
+            found.append((policy["name"], percent(copied["mean"]), COPIED))
         elif not copied and new and new["mean"] < 0.2:
-            found.append((policy["name"], f"only {percent(new['mean'])} of its bigrams are not in the source"))
+            found.append((policy["name"], percent(1 - new["mean"]), NOT_NEW))
     if len(found) == 1:
-        yield _warning("copier", found[0][0], f"{found[0][0]} is a copier: {found[0][1]}.")
-    elif found:
-        each = "; ".join(f"{name}, {what}" for name, what in found)
-        yield _warning("copier", None, f"{len(found)} policies are copiers: {each}.")
+        ((name, share, what),) = found
+        yield _warning("copier", name, f"{name} is a copier: {share} of its {what}.")
+        return
+    for what in dict.fromkeys(what for *_, what in found):
+        each = _listed([f"{name} ({share})" for name, share, of in found if of == what])
+        yield _warning("copier", None, f"Several policies are copiers, whose {what}: {each}.")
 
 
 def _about_empty(report: Report) -> Iterator[Doubt]:

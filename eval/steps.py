@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from eval.alarms import MAIN
+from eval.alarms import BASELINE, MAIN
 from eval.baselines import Policy, as_policies, policy_problems
 from eval.compare import compare, policy_pairs
 from eval.curves import stage_curves
@@ -108,6 +108,8 @@ def checked(step: str, o: Options) -> Plan:
         elif option != "logs":
             others[option.removeprefix("more_logs.")] = seen["ppo"]
     problems += told(policy_pairs, list(chosen), o.baselines)
+    if o.main_policy is not None and (o.main_policy not in chosen or o.main_policy in (o.baselines or [])):
+        problems.append(f"main_policy: found {o.main_policy!r}, expected one of the policies {list(chosen)}, and no baseline")
     asked = None
     try:
         for name in (o.reference, o.lm if any(p.server for p in chosen.values()) else None):
@@ -345,10 +347,11 @@ def reported(
         named = {r.get("task") for r in rows}
         task = str(named.pop()) if len(named) == 1 and None not in named else ""
     order = None
-    if o.baselines:
-        rank = {f"{o.second_draw} (second draw)": 0, MAIN: 2}
-        rest = sorted((name for name in plan.policies if name not in o.baselines), key=lambda name: rank.get(name, 1))
-        order = [*o.baselines, *rest]
+    if o.baselines or o.main_policy:
+        first = o.baselines or [name for name in plan.policies if name == BASELINE]
+        rank = {f"{o.second_draw} (second draw)": 0, o.main_policy or MAIN: 2}
+        rest = sorted((name for name in plan.policies if name not in first), key=lambda name: rank.get(name, 1))
+        order = [*first, *rest]
     report = build_report(
         rows, title=title, task=task, judge=str(plan.judge), won=won, baselines=o.baselines, order=order, curves=curves,
         reward_model=reward_model, calibration=calibration, ensemble=ensemble, guard=guard,

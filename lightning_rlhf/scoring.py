@@ -192,9 +192,9 @@ def call_problems(name: str, prompts: Sequence[tuple[str, Prompt]]) -> list[str]
 
     Args:
         name: `known:NAME` or `module:function`; a reward directory has no problem.
-        prompts: Where each is from, and the prompt.
+        prompts: Where each is from, and the prompt; none: nothing to tell from.
     """
-    if is_learned(name):
+    if is_learned(name) or not prompts:
         return []
     function = load_callable(name)
     if "reference" in getattr(function, "needs", ()):

@@ -87,7 +87,7 @@ def test_without_a_template_they_are_refused(kind: type, tmp_path: Path) -> None
     file = write(tmp_path / "m.jsonl", [{"prompt": "a"} if kind is PromptData else plain, RECORDS[kind]])
     options = dict(batch_size=1, total_episodes=1) if kind is PromptData else {}
     (problem,) = kind(file, STORIES, TASK, **options).check()
-    assert problem.startswith(f"{file}: record 2: field 'prompt': found messages, and the tokenizer")
+    assert problem.startswith(f"{file}:2: field 'prompt': found messages, and the tokenizer")
     assert problem.endswith("has no chat template; expected a text, token ids, or a model with a template")
 
 
@@ -127,7 +127,7 @@ def test_from_messages_to_a_policy(lm: str, tmp_path: Path) -> None:
     assert comparison_scores(judge, list(read_comparisons(pairs))) == comparison_scores(judge, texts)
     assert guard_problems(pairs, None, str(tmp_path / "reward")) == []
     (problem,) = guard_problems(pairs, None)
-    assert problem.endswith(f"{pairs}: record 1: field 'prompt': found messages, and the reward reads texts; expected a text")
+    assert problem.endswith(f"{pairs}:1: field 'prompt': found messages, and the reward reads texts; expected a text")
     module = PPOModule(
         str(tmp_path / "sft"), str(tmp_path / "reward"), str(tmp_path / "ppo"), TASK, guard_comparisons=pairs,
         allow_unguarded=True, mode="eos",

@@ -142,7 +142,7 @@ def test_an_epoch_that_is_cut_short_ends_in_a_step_of_what_came(tmp_path: Path) 
 class Batches:
     """As much of a Trainer as the callback touches."""
 
-    num_training_batches, is_global_zero, accumulate_grad_batches = 11, True, 4
+    num_training_batches, is_global_zero, accumulate_grad_batches, ckpt_path = 11, True, 4, None
 
     def __init__(self) -> None:
         self.strategy = self

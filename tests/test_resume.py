@@ -375,6 +375,7 @@ def test_a_run_that_is_told_to_stop_says_how_to_go_on(
     ended = subprocess.run(
         [sys.executable, "-m", "lightning_rlhf", *words], env={**os.environ, "PYTHONPATH": str(tmp_path)},
         capture_output=True, text=True, timeout=300, check=False,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a job in the background ignores
     )  # fmt: skip
     assert ended.returncode == status, ended.stderr
     assert ended.stderr.splitlines()[-1] == f"{word}; go on with --ckpt_path {tmp_path / 'sft/last.ckpt'}"

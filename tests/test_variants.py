@@ -775,9 +775,11 @@ def test_the_command_line_takes_them_all(tmp_path: Path, tiny_run: Path, command
             "stop_token": "<s>", "kl_estimator": "k3", "max_grad_norm": 1.0, "target_kl": 0.5, "output": str(tmp_path / "out"),
         }},
         "task": {"truncate_text": None, "truncate_after": 0},
-        "data": {"init_args": {"val": f"{tiny_run}/prompts/val.jsonl"}},
+        "data": {"init_args": {"val": str(tmp_path / "val.jsonl")}},
         "trainer": {"val_check_interval": 2, "logger": {"init_args": {"save_dir": str(tmp_path / "logs")}}, "callbacks": []},
     }  # fmt: skip
+    shown = [json.loads(line) for line in (tiny_run / "prompts/val.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines(tmp_path / "val.jsonl", [{**row, "reference": "The end."} if i else row for i, row in enumerate(shown)])
     (tmp_path / "over.json").write_text(json.dumps(over), encoding="utf-8")
     words = command("ppo", tiny_run, "-c", str(tmp_path / "over.json"), "--model.alarms.patience", "4")
     words += ["--model.allow_unguarded", "true"]
@@ -786,7 +788,7 @@ def test_the_command_line_takes_them_all(tmp_path: Path, tiny_run: Path, command
     assert info["config"]["model"]["init_args"]["alarms"]["patience"] == 4
     assert info["config"]["model"]["init_args"]["alarms"]["entropy"] == 0.1
     assert {"val/score", "val/beats_first", "val/held_out", "ppo/grad_norm"} <= info["figures"].keys()
-    assert "val/CharErrorRate" not in info["figures"]  # these prompts have no reference
+    assert info["figures"]["val/CharErrorRate"] > 0  # over the prompts that have a reference
     assert (tmp_path / "out/value/reward.json").is_file()
     assert (tmp_path / "out.samples/000004.jsonl").is_file()
     main(["validate", *words[1:], "--model.policy", str(tmp_path / "out"), "--model.value_init", str(tmp_path / "out/value")])

@@ -60,8 +60,7 @@ def test_every_model_that_copies_is_named() -> None:
     names = dict.fromkeys(("base", "lead-3", "reference", "random-sentence", "ours", "other"), 0.0)
     found = doubts(rows(names, base=copier, lead_3=copier, reference=copier, random_sentence=copier, ours=copier))
     assert found["copier"] == (
-        "2 policies are copiers: base, 80.0 % of its sentences stand word for word in the source; "
-        "ours, 80.0 % of its sentences stand word for word in the source."
+        "Several policies are copiers, whose sentences stand word for word in the source: base (80.0 %) and ours (80.0 %)."
     )
     one = rows({"base": 0.0, "ours": 0.0, "last": 0.0}, ours=copier)
     assert doubts(one)["copier"].startswith("ours is a copier: 80.0 %")

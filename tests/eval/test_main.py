@@ -76,6 +76,7 @@ def test_the_samples_own_score_judges(folder: Path) -> None:
     assert (report["baseline"], report["baselines"], report["main"]) == ("zero", ["zero", "human"], "ppo")
     assert "win rate vs zero, % | win rate vs human, %" in (folder / "out" / "report.md").read_text(encoding="utf-8")
     assert run("compare", folder, "--judges=[rouge1]")["judgements"][0]["judge"] == "rouge1"
+    assert run("report", folder, "--baselines=[zero]", "--main_policy=human")["main"] == "human"
 
 
 def test_of_several_scores_one_must_be_named(folder: Path, refused: Callable[..., str]) -> None:

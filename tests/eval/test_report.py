@@ -480,7 +480,7 @@ def test_each_warning_of_judges_and_rewards(kind: str, words: str, more: dict[st
     ("kind", "words", "changes"),
     [
         ("copier", "rlhf is a copier: 80.0 % of its sentences stand word for word", {"rlhf": measured(copied=0.8)}),
-        ("copier", "supervised is a copier: only 0.0 % of its bigrams are not in the source",
+        ("copier", "supervised is a copier: 100.0 % of its bigrams stand in the source",
          {"supervised": lambda row: row.update(prompt=row["prompt"] + " " + row["response"])}),
         ("ROUGE falls", "over zero-shot while the ROUGE-L falls by 10.0",
          {"rlhf": measured(rougeL=0.2), "zero_shot": measured(rougeL=0.3)}),

@@ -28,7 +28,7 @@ from eval.winrate import bradley_terry, holm, length_controlled, sample_size, wi
 from lightning_rlhf.files import DataError, bad
 from lightning_rlhf.tasks import UsageError
 
-DIFFERENCES = (0.05, 0.1)  # from ½: the prompts that these would need are told
+DIFFERENCES = (0.05, 0.1)  # from ½: the prompts that these would need are always told
 SCORE = {"a": 1.0, "tie": 0.5, "b": 0.0}
 Pair = tuple[Sample, Sample]
 
@@ -47,6 +47,7 @@ def compare(
     judges: Mapping[str, Judge],
     folder: Path,
     baselines: Sequence[str] | None = None,
+    differences: Sequence[float] = (),
 ) -> Compared:
     """Write `compare.json`; returns it as a table in words, and who won each pair.
 
@@ -56,6 +57,7 @@ def compare(
         judges: name → judge.
         folder: where `compare.json` goes.
         baselines: those that the others are compared with; `None`: each policy with each one before it.
+        differences: of a win rate from ½, beside `DIFFERENCES`: the prompts that each would need are told.
 
     Raises:
         UsageError, DataError: an unknown policy, policies on other prompts, a repeated sample, or what a judge cannot judge;
@@ -74,7 +76,7 @@ def compare(
         verdicts = {names: judge(*of_both) for names, of_both in rows_of.items()}
         told = {(a, b): outcomes(given, a) for (a, b), given in verdicts.items()}
         won[name] = {pair: without_policies(found) for pair, (found, _) in told.items()}
-        table, summary = judge_table(name, verdicts, told, samples)
+        table, summary = judge_table(name, verdicts, told, samples, sorted({*DIFFERENCES, *differences}))
         if isinstance(judge, FileJudge):
             # on prompts or policies that the table does not compare
             summary["unused"] = judge.left_out + len(judge.verdicts) - summary["verdicts"]
@@ -165,6 +167,7 @@ def judge_table(
     verdicts: Mapping[tuple[str, str], Sequence[Verdict]],
     told: Mapping[tuple[str, str], tuple[dict[Pair, float], dict[str, int]]],
     samples: Mapping[str, Mapping[tuple[str, int], Row]],
+    differences: Sequence[float],
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """One judge's rows, of the pairs of policies that it judged, and what is known of the judge.
 
@@ -172,6 +175,7 @@ def judge_table(
         name: The judge's.
         verdicts, told: Of each two policies: all of them, and their `outcomes`.
         samples: Policy → (id, index) → row.
+        differences: From ½, for the prompts that each would need.
     """
     every = [v for given in verdicts.values() for v in given]
     place = position(every)
@@ -188,7 +192,7 @@ def judge_table(
         lengths = [len(samples[a][x[0], x[2]]["response"]) - len(samples[b][y[0], y[2]]["response"]) for x, y in found]
         result = win_rate(values, ids)
         tied = result.ties / result.n
-        needed = {f"{d:g}": sample_size(d, ties=tied) if d <= (1 - tied) / 2 else None for d in DIFFERENCES}
+        needed = {f"{d:g}": sample_size(d, ties=tied) if d <= (1 - tied) / 2 else None for d in differences}
         even = asdict(length_controlled(values, lengths, ids))
         row = {"judge": name, "a": a, "b": b, **asdict(result), "prompts": len(set(ids)), **missing, "length_controlled": even}
         table.append({**row, "needed": needed, "position_bias": bias})
@@ -276,9 +280,11 @@ def text_table(result: Mapping[str, Any]) -> str:
             lines[-1] += f"; {judge['unused']} more in the file are on prompts or pairs of policies that are not in this table"
         for row in result["judgements"]:
             if row["judge"] == judge["judge"]:
+                needed = ", ".join(f"{50 + 100 * float(d):g} %: {n or '—'}" for d, n in row["needed"].items())
                 lines.append(
                     f"  {row['a']:>24} over {row['b']:<24} {_bounds(row, 'rate')}, n = {row['n']}, p = {row['p_value']:.3g}, "
-                    f"Holm {row['p_holm']:.3g}; at equal length {_bounds(row['length_controlled'], 'rate')}"
+                    f"Holm {row['p_holm']:.3g}; at equal length {_bounds(row['length_controlled'], 'rate')}; "
+                    f"prompts to tell {needed}"
                 )
         lines += [f"  {pair['a']:>24} over {pair['b']:<24} no verdict" for pair in judge["not_judged"]]
         for place, s in enumerate(judge["ranking"] or [], 1):

@@ -34,6 +34,7 @@ class Options:
         judges: Judges of the compare step: a score's or measure's name, verdicts:FILE, reward:DIR (a reward directory of the
             reward stage), lm:NAME, server:MODEL@URL; null: `judge` alone.
         baselines: Policies that the others are compared with, and whose win rates the report shows first; null: each with each.
+        differences: Of a win rate from ½, such as 0.03: the prompts that telling it would need (80 % power); beside 0.05, 0.1.
         main_policy: Policy that the report's headline, warnings and plots are about; null: rlhf, or the last one.
         comparisons: Held-out comparisons on which the learned reward is checked beside the labeler; null: not checked.
         ensemble: Further reward directories, of other seeds: what they and `learned_reward` say of `comparisons` together.
@@ -64,6 +65,7 @@ class Options:
     judge: str | None = None
     judges: list[str] | None = None
     baselines: list[str] | None = None
+    differences: list[float] | None = None
     main_policy: str | None = None
     comparisons: str | None = None
     ensemble: list[str] | None = None

@@ -108,6 +108,7 @@ def checked(step: str, o: Options) -> Plan:
         elif option != "logs":
             others[option.removeprefix("more_logs.")] = seen["ppo"]
     problems += told(policy_pairs, list(chosen), o.baselines)
+    problems += [f"differences: found {d:g}, expected above 0 and at most 0.5" for d in o.differences or [] if not 0 < d <= 0.5]
     if o.main_policy is not None and (o.main_policy not in chosen or o.main_policy in (o.baselines or [])):
         problems.append(f"main_policy: found {o.main_policy!r}, expected one of the policies {list(chosen)}, and no baseline")
     asked = None
@@ -305,7 +306,7 @@ def compared(o: Options, plan: Plan, folder: Path) -> tuple[list[dict[str, Any]]
     for judge in judges.values():
         if o.limit is not None and isinstance(judge, FileJudge):
             judge.keep(plan.prompts.records, held_out(o.prompts, o.samples, None, o.source_column).records)
-    found = compare(rows, list(plan.policies), judges, folder, o.baselines)
+    found = compare(rows, list(plan.policies), judges, folder, o.baselines, o.differences or ())
     print(found.text)
     return rows, found.won.get(str(plan.judge)) if gives_verdicts(str(plan.judge)) else None
 

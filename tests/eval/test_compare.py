@@ -38,7 +38,7 @@ def run(rows: list[dict[str, Any]], folder: Path, *names: str, **options: Any) -
 
 def test_table_against_the_statistics(tmp_path: Path) -> None:
     rows = made()
-    found, text = run(rows, tmp_path, "known", baselines=["zero", "sup"])
+    found, text = run(rows, tmp_path, "known", baselines=["zero", "sup"], differences=[0.02])
     (judge,) = found["judges"]
     assert [(r["a"], r["b"]) for r in found["judgements"]] == [("sup", "zero"), ("rlhf", "zero"), ("rlhf", "sup")]
     of = {p: [r for r in rows if r["policy"] == p] for p in POLICIES}
@@ -55,6 +55,9 @@ def test_table_against_the_statistics(tmp_path: Path) -> None:
         assert r["length_controlled"]["rate"] == length_controlled(won, lengths, ids).rate
         assert r["p_holm"] >= r["p_value"]
         assert r["needed"]["0.05"] > r["needed"]["0.1"] > 100
+        needed = r["needed"]
+        assert needed["0.02"] > needed["0.05"]
+        assert f"prompts to tell 52 %: {needed['0.02']}, 55 %: {needed['0.05']}, 60 %: {needed['0.1']}" in text
         games += [(r["a"], r["b"], x) for x in won]
         prompts += ids
     own_ranking = bradley_terry(games, prompts)

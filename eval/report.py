@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from eval import browser, evidence
-from eval.alarms import BASELINE, MAIN, METHODS, SECOND_DRAW, SUPERVISED, headline, warnings
+from eval.alarms import BASELINE, MAIN, SECOND_DRAW, SUPERVISED, headline, warnings
 from eval.copying import count_words, distinct_n, distinct_n_within, novel_ngrams
 from eval.html import render_html
 from eval.measures import interval_of
+from eval.methods import METHODS
 from eval.outcomes import Outcomes, Won, by_score, shared_keys
 from eval.text import (
-    MORE_METHODS,
     figure_text,
     interval,
     mean_of,
@@ -172,7 +172,7 @@ def build_report(
         "kl_target": _kl_target(provenance or []),
         "samples": samples[:n_samples],
         "more_samples": samples[n_samples:],
-        "methods": [{"figure": k, "how": v} for k, v in {**_methods(), **(methods or {})}.items()],
+        "methods": [{"figure": k, "how": v} for k, v in {**METHODS, **(methods or {})}.items()],
         "provenance": [dict(run) for run in provenance or []],
     }
     report["headline"] = _headline(report)
@@ -454,11 +454,6 @@ def _headline(report: Report) -> str:
         return headline(report)
     ends = {"main": policies[-1]["name"], "baseline": policies[0]["name"], "policies": policies}
     return headline({**report, **ends, "comparisons": [c for c in report["comparisons"] if not out & {c["a"], c["b"]}]})
-
-
-def _methods() -> dict[str, str]:
-    """How each figure is computed, under the names that the page shows."""
-    return {name_of("new_bigrams") if name == "New bigrams" else name: how for name, how in METHODS.items()} | MORE_METHODS
 
 
 def _rewards(provenance: Sequence[Mapping[str, Any]]) -> dict[str, str]:

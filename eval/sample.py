@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning.utilities import rank_zero_warn
 from tqdm import tqdm
 
 from eval.baselines import Policy, best_of_n_kl, few_shot, text_of
+from lightning_rlhf.data import placed
 from lightning_rlhf.files import DataError, append_jsonl, bad, file_sha256, unfinished, write_jsonl
 from lightning_rlhf.generation import seed_for, truncate
 from lightning_rlhf.labelers import answer
@@ -143,11 +143,7 @@ def held_out(prompts: str | None, samples: str | None, limit: int | None, source
     if prompts is not None:
         if not Path(prompts).is_file():
             raise UsageError(f"prompts: {prompts}: no such file")
-        reader = read_prompts(prompts)
-        everything = list(reader)
-        if reader.skipped:
-            rank_zero_warn(f"{prompts}: of {reader.count} records were left out: {reader.reasons()}")
-        for i, record in enumerate(everything[:limit]):
+        for i, (_, record) in enumerate(placed(prompts, read_prompts)[:limit]):
             id_ = str(record.meta.get("id", i))
             if id_ in records:
                 raise UsageError(f"{prompts}: field 'id': {id_!r} stands twice, expected distinct ones")

@@ -20,11 +20,10 @@ def cost(report: Report) -> str:
         for p in report["policies"]
         if "kl" in p["scores"] and summary_of(p, judge)
     ]
-    if judge.startswith("rouge"):  # in per cent, as everywhere
-        points = [{**p, "y": {k: v if k == "n" or v is None else 100 * v for k, v in p["y"].items()}} for p in points]
+    scale = 100 if judge.startswith("rouge") else 1  # in per cent, as everywhere
+    points = [{**p, "y": {k: v if k == "n" or v is None else scale * v for k, v in p["y"].items()}} for p in points]
     figures = []
     if points and judge != "kl":
-        scale = 100 if judge.startswith("rouge") else 1
         best = report["frontier"]["best_of"]
         best_of = [(b["n"], b["kl"], scale * (b["proxy"] if b["gold"] is None else b["gold"])) for b in best]
         plot = plots.scatter(points, f"{name_of(judge)} against KL", "KL to the reference, nats", best_of=best_of)

@@ -28,47 +28,6 @@ SHORT = 24  # characters of a name in a plot, a column's head, a matrix
 SHARES = frozenset({"copied", "refusal", "empty", "truncated", "no_stop", "cut"})  # written as percentages
 
 
-MORE_METHODS = {  # beside `eval.alarms.METHODS`
-    "At equal length": (
-        "A logistic regression of the outcomes on tanh(difference of the lengths in characters / its standard deviation), "
-        "read at difference 0, with a Wald interval by prompt (after Dubois et al. 2024, arXiv 2404.04475)."
-    ),
-    "n to tell 60 %": (
-        "How many prompts the sign test needs to find a win rate of 60 % with a power of 80 % at a level of 5 %, where as "
-        "many are tied as here."
-    ),
-    "Bradley–Terry": (
-        "Strengths θ, of mean 0, that fit P(a beats b) = 1 / (1 + exp(θ_b − θ_a)) to all pairs, a tie as half a win, with "
-        "half a win and half a loss added to each pair of policies; intervals by prompt (Bradley & Terry 1952)."
-    ),
-    "κ and α": (
-        "Agreement of judges on who won a pair (one, the other, or a tie) beyond chance, 1 where they always agree and 0 at "
-        "chance: Cohen's κ of two judges, Krippendorff's nominal α of any number; intervals by bootstrap over prompts."
-    ),
-    "Position bias": (
-        "Of pairs that a judge judged in both orders: how often what stood first won, a tie counting half (50 % without "
-        "bias), and how often the same response won in both."
-    ),
-    "Compression": "Words of the source over words of the response, the mean over responses that are not empty.",
-    "Copied from": (
-        "Where in the source the copied sentences stand, the mean over responses that have any: 0 is its beginning, 1 its "
-        "end."
-    ),
-    "Repeated bigrams": "Mean share of a response's bigrams that occur in it more than once.",
-    "n-grams not in the source": (
-        "Mean share of a response's n-grams that do not occur in the source, the text that it is about, without what the task "
-        "writes around it: low where it copies."
-    ),
-    "Refusals": "Share of responses whose first 200 characters hold a phrase of refusal, such as “as an AI language model”.",
-    "Cut off": "Share of responses that are not empty and do not end as a sentence does, with a full stop or its like.",
-    "Empty": "Share of responses that hold nothing but white space.",
-    "Gain and bias": (
-        "What the reward model's output is multiplied by and then shifted by, so that rewards of the reference's responses "
-        "have the mean and the standard deviation that training asked for."
-    ),
-}
-
-
 def signed(value: float | None, digits: int = 2) -> str:
     """`-0.651` → "−0.65"; large numbers lose their decimals; a rounded zero has no sign."""
     if value is None or value != value:

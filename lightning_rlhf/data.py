@@ -236,7 +236,7 @@ class StageData(L.LightningDataModule):
             self.train_loader.load_state_dict(self.resume_at)
 
 
-def placed(path: str | None, read: Callable[..., RecordReader[Any]], strict: bool) -> list[tuple[str, Any]]:
+def placed(path: str | None, read: Callable[..., RecordReader[Any]], strict: bool = False) -> list[tuple[str, Any]]:
     """A file's records, and where each is from; none without a file. What is left out of it is listed in a warning."""
     if not path:
         return []

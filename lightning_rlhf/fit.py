@@ -20,11 +20,11 @@ from pytorch_lightning.utilities.model_helpers import is_overridden
 from .data import StageData
 from .estimate import ALLOW, estimate, memory_problem
 from .files import DataError
-from .folders import alone
+from .folders import alone, unwritable
 from .parsing import OneMessage, explained, nulls, overruled
 from .reward import RewardModule
 from .scoring import guard_problems
-from .stage import StageCheckpoint, StageModule, unwritable
+from .stage import StageCheckpoint, StageModule
 from .tasks import LM_HELP, RUN_DIR_HELP, Task, UsageError
 
 

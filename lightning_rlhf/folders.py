@@ -55,6 +55,15 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def unwritable(folder: Path) -> str | None:
+    """Why nothing can be written into a folder, which is made where it is not there; None where all is well."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        return f"{folder}: cannot be made ({error.strerror}), expected a folder that can be written to"
+    return None if os.access(folder, os.W_OK) else f"{folder}: cannot be written to, expected a folder that can"
+
+
 def made_elsewhere(folder: PathLike, names: Iterable[str]) -> str | None:
     """Records in a folder that no command of ours made (there is no run.json), and that are not replaced; in words."""
     there = [name for name in names if (Path(folder) / name).exists()]

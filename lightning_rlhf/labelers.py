@@ -161,22 +161,17 @@ def label(
             if not kept and comparisons:
                 raise DataError(f"{part}: {labeler} likes the responses of each of {len(comparisons)} comparisons equally")
             counts[split] = write_jsonl(Path(output) / f"{split}.jsonl", kept)
-            chosen = [{"prompt": c["prompt"], "completion": c["responses"][choice(c)]} for c in comparisons[::each]]
-            write_jsonl(Path(output) / f"demonstrations.{split}.jsonl", chosen)
+            firsts = [(c["prompt"], c["responses"][choice(c["labeler_scores"])]) for c in comparisons[::each]]
+            write_jsonl(Path(output) / f"demonstrations.{split}.jsonl", [{"prompt": p, "completion": r} for p, r in firsts])
         info.write(output, figures=counts)
         for split in splits:
             (Path(output) / f"{split}.part").unlink(missing_ok=True)
     print(f"{output}: {counts['train']} train and {counts['val']} val comparisons, {label_type} of {num_samples} by {labeler}")
 
 
-def choice(row: dict[str, Any]) -> int:
+def choice(scores: list[float]) -> int:
     """The response that the labeler likes best, the first of equals."""
-    return row["labeler_scores"].index(max(row["labeler_scores"]))
-
-
-def all_alike(responses: list[str]) -> bool:
-    """Whether there is nothing to choose between."""
-    return all(response == responses[0] for response in responses)
+    return scores.index(max(scores))
 
 
 def compare(reward: Any, prompts: list[Prompt], texts: list[list[str]], label_type: str = "best_of_n") -> list[dict[str, Any]]:
@@ -189,7 +184,7 @@ def compare(reward: Any, prompts: list[Prompt], texts: list[list[str]], label_ty
     for prompt, responses in zip(prompts, texts, strict=True):
         columns = {k: [v] * len(responses) for k, v in {"reference": prompt.reference, **prompt.meta}.items()}
         scores = [round(s, 6) for s in call_reward(reward, [prompt.prompt] * len(responses), responses, columns)]
-        judged: dict[str, Any] = {"ratings": scores} if label_type == "scalar_rating" else {"best": scores.index(max(scores))}
+        judged: dict[str, Any] = {"ratings": scores} if label_type == "scalar_rating" else {"best": choice(scores)}
         if label_type == "ranked":
             judged["ranks"] = [1 + sum(other > one for other in scores) for one in scores]
         named = {k: v for k, v in prompt.meta.items() if k == "id"}

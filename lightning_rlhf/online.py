@@ -28,7 +28,7 @@ from .files import DataError, append_jsonl, read_jsonl, write_jsonl
 from .fit import parsed, run_fit
 from .folders import point
 from .generation import seed_for
-from .labelers import all_alike, answer, compare
+from .labelers import answer, compare
 from .models import LM, find_lm, load_on_device, precision_problems, run_context
 from .ppo import PPOModule
 from .records import Prompt, read_prompts
@@ -96,6 +96,11 @@ def count_labels(file: Path) -> int:
         rank_zero_warn(f"{file}: half a line at the end ({len(data) - whole} bytes) was taken off; a run was killed there")
         os.truncate(file, whole)
     return data.count(b"\n")
+
+
+def all_alike(responses: list[str]) -> bool:
+    """Whether there is nothing to choose between."""
+    return all(response == responses[0] for response in responses)
 
 
 def answers_of_people(requests: Path, answers: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -191,8 +191,8 @@ class PPOSetup(StageModule):
         for name in sorted({self.policy_name, self.reference_name}):
             problems += told(find_lm, name)
         problems += position_problems(self.policy_name, self.task)
+        prompts = [row for rows in data.records.values() for row in rows]
         for name in (*(part.reward for part in self.parts), *filter(None, [self.held_out_reward])):
-            prompts = [row for rows in data.records.values() for row in rows]
             problems += told(find_reward, name, self.task.name, self.allow_other_task) or call_problems(name, prompts)
         problems += self._contradictions(bool(data.files.get("val")))
         held_out = data.records.get("val", [])

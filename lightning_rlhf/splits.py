@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from .files import PathLike, members, write_jsonl
-from .folders import made_elsewhere
+from .folders import made_elsewhere, unwritable
 from .records import read_comparisons
 from .runinfo import RunInfo
 from .tasks import UsageError, fields_2020
@@ -104,17 +104,12 @@ def split_records(records: Iterable[R], held_out: float | None = None, first: in
 def _output_problems(path: PathLike, output: Path) -> list[str]:
     """What keeps the two files from being written: records there that are the input, or of one's own; a folder that cannot be."""
     made = [folder for folder in (output, *output.parents) if not os.path.exists(folder)]
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        writable = os.access(output, os.W_OK)
-    except OSError as error:
-        return [f"output: {output}: cannot be made ({error.strerror}), expected a folder that can be written to"]
-    finally:
-        for folder in made:
-            with suppress(OSError):
-                folder.rmdir()
-    if not writable:
-        return [f"output: {output}: cannot be written to, expected a folder that can"]
+    problem = unwritable(output)
+    for folder in made:
+        with suppress(OSError):
+            folder.rmdir()
+    if problem:
+        return [f"output: {problem}"]
     for part in (output / name for name in PARTS):
         if part.exists() and any(part.samefile(file) for file in members(path)):
             return [f"output: {part} is the input, and is not replaced; expected another folder"]

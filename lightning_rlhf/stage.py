@@ -7,7 +7,6 @@ reloaded from where it came from. A resume with other options is refused by name
 from __future__ import annotations
 
 import hashlib
-import os
 import pickle
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch
 from pytorch_lightning.utilities import rank_zero_warn
 
 from .files import content, file_sha256
-from .folders import put_in_place, remove
+from .folders import put_in_place, remove, unwritable
 from .lora import LoRA
 from .models import fingerprint
 from .runinfo import RunInfo
@@ -304,15 +303,6 @@ class StageCheckpoint(L.Callback):
         """Whether a checkpoint is there that this run did not go on from (Lightning says so only once it has been read)."""
         resumed = trainer.ckpt_path
         return self.path.is_file() and not (resumed and Path(resumed).exists() and self.path.samefile(resumed))
-
-
-def unwritable(folder: Path) -> str | None:
-    """Why nothing can be written into a folder, which is made where it is not there; None where all is well."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        return f"{folder}: cannot be made ({error.strerror}), expected a folder that can be written to"
-    return None if os.access(folder, os.W_OK) else f"{folder}: cannot be written to, expected a folder that can"
 
 
 def output_problems(output: Path) -> list[str]:

@@ -89,9 +89,7 @@ class SplitTrunk:
         base.eval()
         tokens = torch.arange(4, device=weight.device).unsqueeze(0)
         mask = torch.ones_like(tokens, dtype=torch.bool)
-        options = {"attention_mask": mask.long(), "position_ids": position_ids(mask), "use_cache": False}
-        whole = base(input_ids=tokens, **options).last_hidden_state
-        parts = self.above(self.below(tokens, mask), mask)
+        whole, parts = _hidden_states(base, tokens, mask), self.above(self.below(tokens, mask), mask)
         base.train(training)
         return torch.allclose(parts, whole, rtol=1e-4, atol=1e-4)
 

@@ -14,9 +14,10 @@ import pytest
 
 from eval.browser import SCRIPT, SCRIPT_HASH
 from eval.curves import read_curves, stage_curves
+from eval.methods import METHODS
 from eval.plots import line_chart, ticks
 from eval.report import build_report, judge_name, render_html, render_markdown, write_report
-from eval.text import MORE_METHODS, interval, p_text, percent, short_names, signed
+from eval.text import interval, p_text, percent, short_names, signed
 from eval.winrate import mean_interval, paired_outcomes, win_rate
 
 SECOND = "zero-shot (second draw)"
@@ -191,7 +192,7 @@ def test_a_policy_that_is_the_reference_wins_by_construction() -> None:
 
 def test_each_figure_is_explained() -> None:
     page = render_html(build())
-    assert all(f"<dt>{name}</dt>" in page for name in MORE_METHODS)
+    assert all(f"<dt>{name}</dt>" in page for name in METHODS)
 
 
 def test_short_names_differ() -> None:

@@ -26,7 +26,7 @@ from .tasks import RUN_DIR_HELP, UsageError
 #: A command is a function of its file; imported when it is asked for, because Lightning takes seconds to import.
 FUNCTIONS = {
     "prompts": "prompts:build_prompts", "labels": "labelers:label", "split": "splits:split_comparisons",
-    "online": "online:online",
+    "label": "labeling:label_page", "online": "online:online",
 }  # fmt: skip
 STAGES = {"fit": "fit:run_fit", "validate": "fit:run_fit", "estimate": "fit:run_estimate"}
 

@@ -17,6 +17,7 @@ import io
 import json
 import os
 import re
+import warnings
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext, suppress
@@ -395,6 +396,17 @@ def append_jsonl(path: PathLike, rows: Iterable[Any]) -> None:
         handle.write(data)
         handle.flush()
         os.fsync(handle.fileno())
+
+
+def whole_lines(path: PathLike) -> int:
+    """Lines of a file of JSON lines, 0 where there is none; half a line at its end, as a killed run may leave, is taken off."""
+    data = Path(path).read_bytes() if Path(path).is_file() else b""
+    whole = data.rfind(b"\n") + 1
+    if whole < len(data):
+        said = f"{path}: half a line at the end ({len(data) - whole} bytes) was taken off; a run was killed there"
+        warnings.warn(said, stacklevel=2)
+        os.truncate(path, whole)
+    return data.count(b"\n")
 
 
 def unfinished(path: PathLike, key: dict[str, Any]) -> list[dict[str, Any]]:

@@ -3,6 +3,9 @@
 The labeler sees what a human would: the truncated response as text; and the prompt's other columns, such as `reference`. Its
 choice is the largest known reward. Asked for more, it ranks all n (InstructGPT, 3.4) or rates each (2019's scalar_rating).
 
+Or people label (`labeling.py`): with `--labeler file:answers.jsonl` the responses are written to `requests.jsonl`, and the same
+command goes on when each has its answer.
+
     lightning-rlhf labels -c configs/sentiment/labels.yaml -c configs/sentiment/stories260k/labels.yaml
 """
 
@@ -14,7 +17,7 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 from .chat import rendered
-from .files import DataError, append_jsonl, file_sha256, unfinished, write_jsonl
+from .files import DataError, append_jsonl, bad, check, file_sha256, read_jsonl, unfinished, write_jsonl
 from .folders import alone, made_elsewhere
 from .generation import sample_with, seed_for, truncate
 from .models import (
@@ -90,7 +93,8 @@ def label(
         task: The task.
         prompts: Folder with train.jsonl and val.jsonl.
         output: Folder of the comparisons.
-        labeler: `known:NAME` or `module:function`; it picks the largest.
+        labeler: `known:NAME` or `module:function`, which picks the largest; or `file:PATH` of what people say, `{id, best}` or
+            `{id, ranks}`, as `lightning-rlhf label` writes it.
         num_samples: Responses a comparison (4 in the paper).
         per_prompt: Comparisons of each training prompt, of responses of their own (1 in the paper): more labels where prompts are
             few. Validation prompts have one each; the demonstrations are the first comparisons' choices.
@@ -103,7 +107,8 @@ def label(
         seed: Of the sampling.
 
     Raises:
-        UsageError, DataError: An option or a file is wrong, or another process writes there; nothing has been sampled then.
+        UsageError, DataError: An option or a file is wrong, or another process writes there; nothing has been sampled then. Or
+            people's answers are missing.
     """
     least = {"num_samples": (num_samples, 2), "per_prompt": (per_prompt, 1), "batch_size": (batch_size, 1)}
     least |= {k: (v, 1) for k, v in (("train", train), ("val", val)) if v is not None}
@@ -113,13 +118,16 @@ def label(
     problems += [f"prompts: {file}: no such file" for file in files.values() if not file.is_file()]
     if problems:
         raise UsageError("\n".join(problems))
-    reward = load_callable(labeler)
+    people = answers_file(labeler)
+    if people is not None and label_type == "scalar_rating":
+        raise UsageError(f"label_type: found scalar_rating with labeler {labeler}, expected best_of_n or ranked")
+    reward = None if people is not None else load_callable(labeler)
     find_lm(lm)
     if problems := position_problems(lm, task):
         raise UsageError("\n".join(problems))
     limits = {"train": train, "val": val}
     found = {s: list(read_prompts(file).placed())[: limits[s]] for s, file in files.items()}
-    if unfit := call_problems(labeler, [row for rows in found.values() for row in rows]):
+    if people is None and (unfit := call_problems(labeler, [row for rows in found.values() for row in rows])):
         raise DataError("\n".join(unfit))
     tokenizer = load_tokenizer(lm)
     splits = {split: [rendered(record, tokenizer, where) for where, record in rows] for split, rows in found.items()}
@@ -132,7 +140,8 @@ def label(
     with alone(output):
         policy = load_on_device(lm)
         resolved = task_tokens(task, policy.tokenizer)
-        made_by = {**config, "seed": seed, "model": fingerprint(lm), "code": code_of(labeler)}
+        made_by = {**config, "seed": seed, "model": fingerprint(lm), "code": None if people else code_of(labeler)}
+        answered: dict[str, list[dict[str, Any]]] = {}
         for split, records in splits.items():
             each = per_prompt if split == "train" else 1
             part = Path(output) / f"{split}.part"
@@ -149,19 +158,31 @@ def label(
                     asked = [r.prompt for r in batch]
                     texts, _, _ = answer(policy, task, resolved, asked, seed_for(seed, number), num_samples * each, whole=False)
                 groups = [t[i : i + num_samples] for t in texts for i in range(0, len(t), num_samples)]
-                said = label_type if split == "train" else "best_of_n"
-                rows = compare(reward, [r for r in batch for _ in range(each)], groups, said)
+                asked_of = [r for r in batch for _ in range(each)]
+                if reward is None:
+                    begin = first * each
+                    rows = [request(split, begin + i, p, t) for i, (p, t) in enumerate(zip(asked_of, groups, strict=True))]
+                else:
+                    rows = compare(reward, asked_of, groups, label_type if split == "train" else "best_of_n")
                 append_jsonl(part, [{"first": first, "rows": rows}])
                 comparisons += rows
                 bar.update(len(batch))
             bar.close()
-            kept = [c for c in comparisons if len(set(c["labeler_scores"])) > 1]
+            answered[split] = comparisons
+        if people is not None:
+            every = answers_of_people(Path(output) / "requests.jsonl", people, [*answered["train"], *answered["val"]])
+            train_rows = [as_labelled(row, label_type) for row in every[: len(answered["train"])]]
+            answered = {"train": train_rows, "val": [as_labelled(row, "best_of_n") for row in every[len(train_rows) :]]}
+        for split, comparisons in answered.items():
+            each = per_prompt if split == "train" else 1
+            kept = [c for c in comparisons if preferred(c) is not None]
             if len(kept) < len(comparisons):
                 print(f"labels {split}: {len(comparisons) - len(kept)} of responses that are all equally good were left out")
             if not kept and comparisons:
-                raise DataError(f"{part}: {labeler} likes the responses of each of {len(comparisons)} comparisons equally")
+                where = Path(output) / f"{split}.part"
+                raise DataError(f"{where}: {labeler} likes the responses of each of {len(comparisons)} comparisons equally")
             counts[split] = write_jsonl(Path(output) / f"{split}.jsonl", kept)
-            firsts = [(c["prompt"], c["responses"][choice(c["labeler_scores"])]) for c in comparisons[::each]]
+            firsts = [(c["prompt"], c["responses"][preferred(c) or 0]) for c in comparisons[::each]]
             write_jsonl(Path(output) / f"demonstrations.{split}.jsonl", [{"prompt": p, "completion": r} for p, r in firsts])
         info.write(output, figures=counts)
         for split in splits:
@@ -169,9 +190,23 @@ def label(
     print(f"{output}: {counts['train']} train and {counts['val']} val comparisons, {label_type} of {num_samples} by {labeler}")
 
 
+def all_alike(responses: list[str]) -> bool:
+    """Whether there is nothing to choose between."""
+    return all(response == responses[0] for response in responses)
+
+
 def choice(scores: list[float]) -> int:
     """The response that the labeler likes best, the first of equals."""
     return scores.index(max(scores))
+
+
+def preferred(label: dict[str, Any]) -> int | None:
+    """The response that a label puts first, the first of equals; None where it likes all the same."""
+    if "labeler_scores" in label:
+        return choice(label["labeler_scores"]) if len(set(label["labeler_scores"])) > 1 else None
+    if "ranks" in label:
+        return label["ranks"].index(1) if len(set(label["ranks"])) > 1 else None
+    return None if all_alike(label["responses"]) else label["best"]
 
 
 def compare(reward: Any, prompts: list[Prompt], texts: list[list[str]], label_type: str = "best_of_n") -> list[dict[str, Any]]:
@@ -191,3 +226,68 @@ def compare(reward: Any, prompts: list[Prompt], texts: list[list[str]], label_ty
         named |= {"reference": prompt.reference} if prompt.reference is not None else {}
         made.append({"prompt": prompt.prompt, "responses": responses, **judged, "labeler_scores": scores, **named})
     return made
+
+
+# ---------------------------------------------------------------------------------------------------------------- people
+
+
+def answers_file(labeler: str) -> Path | None:
+    """The file of people's answers that `file:PATH` names; None: the labeler is simulated."""
+    return Path(labeler.removeprefix("file:")) if labeler.startswith("file:") else None
+
+
+def request(split: str, number: int, prompt: Prompt, responses: list[str]) -> dict[str, Any]:
+    """What people are asked: a label that is still to be given, by an id of its own."""
+    reference = {"reference": prompt.reference} if prompt.reference is not None else {}
+    return {"id": f"{split}-{number:06d}", "prompt": prompt.prompt, "responses": responses, **reference}
+
+
+def answers_of_people(requests: Path, answers: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Comparisons that people judge: their answers `{id, best}` or `{id, ranks}` stand in a file, of several of an id the last.
+
+    Responses that are all alike need no answer: the first is the best of them.
+
+    Raises:
+        UsageError: Some are not answered yet; the questions are written out, and the command can be run again.
+        DataError: An answer is out of range, or about other responses.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    by_id = {r["id"]: r for r in rows}
+    for file, number, answer_ in read_jsonl(answers) if answers.is_file() and answers.stat().st_size else ():
+        row, at = by_id.get(str(answer_.get("id"))), f"{file}:{number}"
+        if row is None:
+            continue
+        n, best, ranks = len(row["responses"]), answer_.get("best"), answer_.get("ranks")
+        told = answer_.get("responses", row["responses"])
+        check(told == row["responses"], told, at, "responses", "those that were asked about; is it of another run?")
+        if ranks is None:
+            check(type(best) is int and 0 <= best < n, best, at, "best", f"0 to {n - 1}")
+            given: dict[str, Any] = {"best": best}
+        else:
+            whole = isinstance(ranks, list) and len(ranks) == n and all(type(r) is int and 1 <= r <= n for r in ranks)
+            check(whole and 1 in ranks, ranks, at, "ranks", f"{n} integers from 1, the best, to {n}")
+            given = {"ranks": ranks}
+        found[row["id"]] = given | {k: answer_[k] for k in ("labeler", "seconds") if k in answer_}
+    missing = [r for r in rows if r["id"] not in found and not all_alike(r["responses"])]
+    if missing:
+        asked = [{k: v for k, v in r.items() if k != "reference"} for r in rows if not all_alike(r["responses"])]
+        write_jsonl(requests, asked)
+        raise UsageError(
+            f"{len(missing)} of {len(rows)} comparisons wait for an answer in {answers}: run `lightning-rlhf label --responses "
+            f"{requests} --output {answers}` (or write a line {{\"id\": …, \"best\": 0}} for each), then the same command again"
+        )
+    return [{**r, **found.get(r["id"], {"best": 0})} for r in rows]
+
+
+def as_labelled(row: dict[str, Any], label_type: str) -> dict[str, Any]:
+    """A label of people's in the type that is wanted: of ranks, best_of_n has the first.
+
+    Raises:
+        DataError: Ranks are wanted, and only the best is known.
+    """
+    if label_type == "ranked":
+        if "ranks" not in row and not all_alike(row["responses"]):
+            raise bad(f"the answer to {row['id']}", "ranks", "only best", "ranks: label with --label_type ranked")
+        return row
+    best = preferred(row)
+    return row if best is None else {k: v for k, v in row.items() if k != "ranks"} | {"best": best}

@@ -14,21 +14,19 @@ policy, `reward` and `ppo` point at the latest. A run that was killed anywhere g
 from __future__ import annotations
 
 import json
-import os
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.utilities import rank_zero_warn
 from tqdm import tqdm
 
-from .files import DataError, append_jsonl, read_jsonl, write_jsonl
+from .files import append_jsonl, check, whole_lines
 from .fit import parsed, run_fit
 from .folders import point
 from .generation import seed_for
-from .labelers import answer, compare
+from .labelers import all_alike, answer, answers_file, answers_of_people, as_labelled, compare, request
 from .models import LM, find_lm, load_on_device, precision_problems, run_context
 from .ppo import PPOModule
 from .records import Prompt, read_prompts
@@ -86,49 +84,6 @@ class RoundEnd(StageCheckpoint):
 # -------------------------------------------------------------------------------------------------------------- labels
 
 
-def count_labels(file: Path) -> int:
-    """Whole lines of a file of labels; half a line, which a killed run may leave at its end, is taken off."""
-    if not file.is_file():
-        return 0
-    data = file.read_bytes()
-    whole = data.rfind(b"\n") + 1
-    if whole < len(data):
-        rank_zero_warn(f"{file}: half a line at the end ({len(data) - whole} bytes) was taken off; a run was killed there")
-        os.truncate(file, whole)
-    return data.count(b"\n")
-
-
-def all_alike(responses: list[str]) -> bool:
-    """Whether there is nothing to choose between."""
-    return all(response == responses[0] for response in responses)
-
-
-def answers_of_people(requests: Path, answers: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Comparisons that somebody else judges: their verdicts `{id, best}` stand in a file.
-
-    Raises:
-        UsageError: Some are not answered yet; the questions are written out, and the command can be run again.
-        DataError: A verdict is out of range.
-    """
-    found: dict[str, int] = {}
-    by_id = {r["id"]: r for r in rows}
-    for number, _, verdict in read_jsonl(answers) if answers.is_file() else ():
-        row = by_id.get(str(verdict.get("id")))
-        best = verdict.get("best")
-        if row is None:
-            continue
-        if type(best) is not int or not 0 <= best < len(row["responses"]):
-            raise DataError(f"{answers}:{number}: field 'best': found {best!r}, expected 0 to {len(row['responses']) - 1}")
-        found[row["id"]] = best
-    if missing := [r for r in rows if r["id"] not in found]:
-        write_jsonl(requests, missing)
-        raise UsageError(
-            f"{len(missing)} comparisons wait for a verdict in {requests}; add a line {{\"id\": …, \"best\": 0}} for each to "
-            f"{answers}, then run the same command again"
-        )
-    return [{**r, "best": found[r["id"]]} for r in rows]
-
-
 class Collector:
     """Samples comparisons of one round's policy and has them judged.
 
@@ -136,7 +91,7 @@ class Collector:
         lm: The reference, by name.
         policy: The policy, by name or directory.
         task: The task.
-        labeler: `known:NAME`, `module:function`, or `file:PATH` of verdicts.
+        labeler: `known:NAME`, `module:function`, or `file:PATH` of people's answers.
         output: Folder of the run.
         seed: Of the sampling.
         batch_size: Prompts at a time.
@@ -149,6 +104,8 @@ class Collector:
         self.lm, self.policy, self.task, self.labeler, self.output = lm, policy, task, labeler, output
         self.seed, self.batch_size, self.precision = seed, batch_size, precision
         self.models: tuple[LM, LM, TaskTokens] | None = None
+        self.people = answers_file(labeler)
+        self.asked: list[tuple[Path, list[dict[str, Any]]]] = []  # of people: labels that are to be given, and their file
 
     def _load(self) -> tuple[LM, LM, TaskTokens]:
         """Policy, reference and the task's tokens, once."""
@@ -191,29 +148,51 @@ class Collector:
         The batches are the same whenever it is called, so that a run that was killed draws the same responses.
         """
         file = self.output / "labels" / f"{split}.jsonl"
-        have = count_labels(file)
+        have = whole_lines(file)
         bar = tqdm(total=end - begin, initial=max(0, have - begin), desc=f"round {round_number} labels {split}", unit="label")
         for first in range(begin, end, self.batch_size):
             last = min(first + self.batch_size, end)
             if have >= last:
                 continue
             picked, texts = self.draw(split, prompts, first, last - first, num_samples)
-            rows = self.judge(split, picked, texts, first, round_number)
-            append_jsonl(file, rows[max(0, have - first) :])
+            rows = self.judge(split, picked, texts, first, round_number)[max(0, have - first) :]
+            if self.people is None:
+                append_jsonl(file, rows)
+            else:
+                self.asked.append((file, rows))
             bar.update(last - max(first, have))
         bar.close()
 
     def judge(
         self, split: str, prompts: list[Prompt], texts: list[list[str]], first: int, round_number: int
     ) -> list[dict[str, Any]]:
-        """The labeler's comparisons, with a number and the round."""
-        more = [{"id": f"{split}-{first + i:06d}", "round": round_number} for i in range(len(prompts))]
-        if self.labeler.startswith("file:"):
-            asked = [{"prompt": p.prompt, "responses": t, **m} for p, t, m in zip(prompts, texts, more, strict=True)]
-            requests = self.output / "labels" / f"requests.{split}.jsonl"
-            return answers_of_people(requests, Path(self.labeler.removeprefix("file:")), asked)
+        """The labeler's comparisons, with a number and the round; what is to be asked, where people label."""
+        asked = [
+            {**request(split, first + i, prompt, responses), "round": round_number}
+            for i, (prompt, responses) in enumerate(zip(prompts, texts, strict=True))
+        ]
+        if self.people is not None:
+            return asked
         rows = compare(load_callable(self.labeler), prompts, texts)
-        return [{**r, **m} for r, m in zip(rows, more, strict=True)]
+        return [{**r, "id": a["id"], "round": round_number} for r, a in zip(rows, asked, strict=True)]
+
+    def ask_people(self) -> None:
+        """Append the labels that people give; the questions of both splits are asked at once.
+
+        Raises:
+            UsageError: Some are not there yet.
+            DataError: One is wrong, or prefers nothing.
+        """
+        if self.people is None or not self.asked:
+            return
+        rows = [row for _, rows in self.asked for row in rows]
+        said = answers_of_people(self.output / "labels" / "requests.jsonl", self.people, rows)
+        told = iter([as_labelled(row, "best_of_n") for row in said])
+        for file, rows in self.asked:
+            labels = list(islice(told, len(rows)))
+            for row in labels:
+                check("best" in row, row.get("ranks"), f"{self.people}: the answer to {row['id']}", "ranks", "a best one")
+            append_jsonl(file, labels)
 
 
 # -------------------------------------------------------------------------------------------------------------- rounds
@@ -277,13 +256,14 @@ def online(
         val_labels: Held-out labels that the schedule ends at, at a constant rate.
         rounds: Trainings of the reward model.
         num_samples: Responses a comparison.
-        labeler: `known:NAME` or `module:function`, which picks the largest; or `file:PATH` of verdicts `{id, best}`.
+        labeler: `known:NAME` or `module:function`, which picks the largest; or `file:PATH` of what people say, `{id, best}`, as
+            `lightning-rlhf label` writes it.
         batch_size: Prompts at a time, for labels.
         precision: Of the sampling for labels: `32`, `bf16` or `auto`.
         seed: Of everything.
 
     Raises:
-        UsageError, DataError: An option or a file is wrong; or verdicts are missing.
+        UsageError, DataError: An option or a file is wrong; or people's answers are missing.
     """
     options = {k: v for k, v in locals().items() if isinstance(v, (str, int, list))}
     iterations = -(-total_episodes // ppo_batch_size)
@@ -312,7 +292,7 @@ def online(
         raise UsageError("\n".join(problems))
     find_lm(lm)
     queries = list(read_prompts(prompts).placed())
-    if not labeler.startswith("file:"):
+    if answers_file(labeler) is None:
         problems += call_problems(labeler, queries)
     asked, held_queries = held_out_prompts([query for _, query in queries], val_labels / (total_labels + val_labels))
     if not (asked and held_queries):
@@ -333,6 +313,7 @@ def online(
             collector = Collector(lm, previous, task, labeler, folder, seed, batch_size, precision)
             collector.collect("train", asked, shares[k - 1] if k else 0, shares[k], num_samples, k)
             collector.collect("val", held_queries, held[k - 1] if k else 0, held[k], num_samples, k)
+            collector.ask_people()
             del collector
             # 2. a fresh reward model on all labels so far
             labels = {"train": f"{folder}/labels/train.jsonl", "val": f"{folder}/labels/val.jsonl"}

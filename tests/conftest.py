@@ -7,7 +7,8 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before anything imports the hub's client
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors gain nothing from threads, and on a busy machine lose a lot
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -82,3 +83,18 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         return err[err.index("error: ") :]
 
     return run
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    """A headless Chromium of the system; a test that wants it is skipped where there is none."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install '.[dev]')")
+    names = ("chromium", "chromium-browser", "google-chrome")
+    path = next((found for found in map(shutil.which, names) if found), None)
+    if path is None:
+        pytest.skip(f"no browser: none of {', '.join(names)} is installed")
+    with sync_api.sync_playwright() as playwright:
+        # --no-sandbox: a container's root has no user namespace to make one in; the page is our own file.
+        program = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"], timeout=180_000)
+        yield program
+        program.close()

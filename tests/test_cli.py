@@ -261,7 +261,7 @@ def test_bad_options_of_functions(
 
 
 def test_unknown_command(refused: Refused) -> None:
-    commands = "prompts, labels, split, online, fit, validate, estimate"
+    commands = "prompts, labels, split, label, online, fit, validate, estimate"
     assert refused(["train"]) == f"error: no command 'train', expected one of: {commands}\n"
 
 

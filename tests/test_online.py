@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 import lightning_rlhf.online as module
 from lightning_rlhf.cli import main
-from lightning_rlhf.online import Collector, count_labels, held_out_prompts, labels_wanted, round_starts
+from lightning_rlhf.online import Collector, held_out_prompts, labels_wanted, round_starts
 from lightning_rlhf.ppo import PPOModule
 from lightning_rlhf.records import Prompt
 from lightning_rlhf.tasks import Task
@@ -181,33 +181,28 @@ def test_equal_responses_are_drawn_anew(tmp_path: Path) -> None:
     assert never[1] == [["same", "same"]]  # a policy with one answer to everything: told by whoever reads the labels
 
 
-def test_half_a_line_is_taken_off(tmp_path: Path) -> None:
-    file = tmp_path / "labels.jsonl"
-    assert count_labels(file) == 0
-    file.write_bytes(b'{"a": 1}\n{"a": 2}\n{"a"')
-    with pytest.warns(UserWarning, match="half a line at the end .4 bytes. was taken off"):
-        assert count_labels(file) == 2
-    assert file.read_bytes() == b'{"a": 1}\n{"a": 2}\n'
-
-
 def test_verdicts_from_a_file(
     arguments: Callable[..., list[str]], tmp_path: Path, refused: Callable[..., str]
 ) -> None:
     answers = tmp_path / "verdicts.jsonl"
     words = arguments("people", "--labeler", f"file:{answers}", "--batch_size", "40")
     message = refused(words)
-    requests = tmp_path / "people/labels/requests.train.jsonl"
-    assert "32 comparisons wait for a verdict in" in message
+    requests = tmp_path / "people/labels/requests.jsonl"
+    assert "52 of 52 comparisons wait for an answer in" in message
+    assert f"lightning-rlhf label --responses {requests} --output {answers}" in message
     asked = rows(requests)
-    assert [r["id"] for r in asked] == [f"train-{i:06d}" for i in range(32)]
+    assert [r["id"] for r in asked] == [f"{s}-{i:06d}" for s, n in (("train", 32), ("val", 20)) for i in range(n)]
     verdicts = [{"id": r["id"], "best": i % 4} for i, r in enumerate(asked)]
     answers.write_text("".join(json.dumps(v) + "\n" for v in [*verdicts[:-1], {**verdicts[-1], "best": 4}]), encoding="utf-8")
-    assert "field 'best': found 4, expected 0 to 3" in refused(words)
+    assert "verdicts.jsonl:52: field 'best': found 4, expected 0 to 3" in refused(words)
+    answers.write_text("".join(json.dumps(v) + "\n" for v in verdicts[:-3]), encoding="utf-8")
+    assert "3 of 52 comparisons wait" in refused(words)
+    assert not (tmp_path / "people/labels/train.jsonl").exists()
     answers.write_text("".join(json.dumps(v) + "\n" for v in verdicts), encoding="utf-8")
-    assert "20 comparisons wait for a verdict" in refused(words)  # the held-out ones come next
+    assert "comparisons wait for an answer" in refused(words)  # those of the next round
     labels = rows(tmp_path / "people/labels/train.jsonl")
     assert [r["best"] for r in labels] == [i % 4 for i in range(32)]
-    assert [r["responses"] for r in labels] == [r["responses"] for r in asked]
+    assert [r["responses"] for r in labels] == [r["responses"] for r in asked[:32]]
 
 
 def test_other_options_are_refused(arguments: Callable[..., list[str]], tmp_path: Path, refused: Callable[..., str]) -> None:

@@ -56,6 +56,11 @@ METHODS = {
         "A least-squares line of the proxy against √KL over the checkpoints (Bai et al. 2022, arXiv 2204.05862, find it roughly "
         "linear); the bend is the t statistic of an added KL term."
     ),
+    "Proxy and gold": (
+        "Of a run: what it was trained on, as logged at its checkpoints, with the penalty for responses without a stop; and the "
+        "reward that was held out of training. Of best of n: the learned and the known score, without the penalty; they are left "
+        "out where the configs name other rewards than the run's."
+    ),
     "Best of n": (
         "Expected score of the best of n by the learned score, over all sets of n of a prompt's samples; "
         "KL log n − (n−1)/n."

@@ -2,8 +2,8 @@
 
 Each function returns one `<svg>` with a `<title>` and an `aria-label`. Sizes are in pixels of the
 `viewBox`; the page scales it. Classes: `grid`, `axis`, `ref` (reference line), `line`, `bar` (interval),
-`dot`, `main`, `second`, `name`. Coordinates are rounded to a tenth of a pixel, so the same data give the
-same bytes.
+`dot`, `main`, `second`, `name`; several runs have the page's colours in turn. Coordinates are rounded to a
+tenth of a pixel, so the same data give the same bytes.
 """
 
 import math
@@ -16,12 +16,16 @@ from eval.text import short_names, shortened, signed
 Points = Sequence[Sequence[float | None]]
 BESIDE, ALONE = 38, 56  # characters of a label that fit beside its numbers, and on a line of their own, on a phone too
 MAX_POINTS = 400  # drawn per line; the data stay whole in report.json
+PROXY, GOLD = "Proxy: the score trained on", "Gold: a score not trained on"
+PANELS = (("proxy", PROXY, 190), ("gold", GOLD, 130), ("rest", "Residuals: proxy minus its line", 72))  # heights in pixels
+COLOURS = ("--accent", "--lost", "--ink")  # of runs in turn; every other three have hollow dots
 
 
 def ticks(low: float, high: float, count: int = 4) -> list[float]:
-    """About `count` round numbers from at most `low` to at least `high`."""
-    if high <= low:
-        low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
+    """About `count` round numbers from at most `low` to at least `high`; a range of rounding errors counts as none."""
+    if high - low < 1e-9:
+        half = (abs(low) if abs(low) > 1e-9 else 1.0) / 2
+        low, high = low - half, low + half
     raw = (high - low) / count
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * (1 - 1e-9))
@@ -56,12 +60,9 @@ def line_chart(
     shown = [(name, _thin(points)) for name, points in lines]
     finite = [(x, y) for _, points in shown for x, y, *_ in points if x is not None and y is not None]
     xs = [x for x, _ in finite] or [0.0, 1.0]
-    ys = [y for _, y in finite] + ([] if target is None else [target]) or [0.0, 1.0]
-    margin = (max(ys) - min(ys)) * 0.06 or abs(ys[0]) * 0.1 or 1.0
-    low, high = min(ys) - margin, max(ys) + margin
+    low, high, y_marks = _span([y for _, y in finite] + ([] if target is None else [target]) or [0.0, 1.0])
     width, height = size
     box = _Box(40, 6, width - 12, height - 34, min(xs), max(xs), low, high)
-    y_marks = [y for y in ticks(low, high) if low <= y <= high]
     x_marks = [x for x in ticks(box.x0, box.x1, 2) if box.x0 <= x <= box.x1 * (1 + 1e-9)]
     parts = [_axes(box, x_marks, y_marks, x_label, height)]
     if target is not None:
@@ -75,37 +76,84 @@ def line_chart(
     return _svg(title, f"{title}: " + "; ".join(ends), size, parts)
 
 
-def path_plot(run: Mapping[str, Any], title: str, size: tuple[int, int] = (460, 300)) -> str:
-    """A run's checkpoints over √KL (`eval.evidence.frontier`'s): proxy and its straight line, gold where it was logged.
+def frontier_plot(
+    runs: Sequence[Mapping[str, Any]], title: str, best_of: Sequence[Mapping[str, Any]] = (), width: int = 460
+) -> str:
+    """Runs (`eval.evidence.frontier`'s) over √KL, in panels on one axis: proxy with its straight lines, gold, proxy − line.
 
-    The x axis is linear in √KL and labelled in nats; a dashed upright line marks where over-optimisation begins.
+    The axis is linear in √KL and labelled in nats. An upright line, named at the top, stands where over-optimisation begins;
+    a dotted line is best-of-n (`n`, `kl`, `proxy`, `gold`).
     """
-    width, height = size
-    roots = [math.sqrt(max(k, 0.0)) for k in run["kl"]]
-    proxy, gold, line = run["proxy"], run["gold"] or [], run["line"]
-    y_marks = ticks(min([*proxy, *gold]), max([*proxy, *gold]))
-    box = _Box(46, 12, width - 14, height - 40, 0.0, max(roots) * 1.03 or 1.0, y_marks[0], y_marks[-1])
-    most = box.x1**2
-    scale = next(s for s in (10.0**k * m for k in range(-6, 9) for m in (1, 2, 5)) if 6 * s >= most)
-    marks = [0.0, *(k for k in (scale / 4, scale, 2 * scale, 4 * scale, 6 * scale) if k <= most)]
-    x_marks, x_texts = [math.sqrt(k) for k in marks], [f"{k:g}" for k in marks]
-    parts = [_axes(box, x_marks, y_marks, "KL to the reference, nats (√ scale)", height, x_texts)]
-    if line:
-        ends = [(d, line["intercept"] + line["slope"] * d) for d in (min(roots), max(roots))]
-        parts.append(f'<path class="line fit" d="{_path(box, ends)}"/>')
-    for style, values in (("second", gold), ("main", proxy)):
-        kept = _thin(list(zip(roots, values, strict=False)))
-        parts += [f'<circle class="dot {style}" cx="{box.x(x or 0)}" cy="{box.y(y or 0)}" r="3.2"/>' for x, y in kept]
-    if run["turn"]:
-        x = box.x(math.sqrt(max(run["turn"]["kl"], 0.0)))
-        parts.append(f'<line class="ref" x1="{x}" x2="{x}" y1="{box.top}" y2="{box.bottom}"/>')
-        anchor, dx = ("end", -6) if x > box.left + 0.5 * (box.right - box.left) else ("start", 6)
-        at = f'x="{x + dx:.1f}" y="{box.bottom - 8}" text-anchor="{anchor}"'
-        parts.append(f'<text class="name halo" {at}>over-optimised from here</text>')
-    told = [f"proxy {_trend(list(zip(roots, proxy, strict=True)))}"]
-    told += [f"gold {_trend(list(zip(roots, gold, strict=True)))}"] if gold else []
-    kl = f"KL {_trend(list(zip(roots, run['kl'], strict=True)))}"
-    return _svg(title, f"{title}: {'; '.join([kl, *told])}", size, parts)
+    roots = [_root(k) for run in runs for k in run["kl"]] + [_root(b["kl"]) for b in best_of]
+    x1 = max(roots) * 1.03 or 1.0
+    legend, y = _legend(runs, width)
+    turns = [(i, run) for i, run in enumerate(runs) if run["turn"]]
+    first, y = y, y + 18 * len(turns)
+    panels: list[str] = []
+    for key, label, height in PANELS:
+        of_run = [(i, run, list(zip(map(_root, run["kl"]), _values(run, key), strict=False))) for i, run in enumerate(runs)]
+        best = [(b["n"], _root(b["kl"]), b[key]) for b in best_of if b.get(key) is not None]
+        values = [v for *_, points in of_run for _, v in points]
+        if not values:
+            continue
+        fits = [(i, _fit(run)) for i, run, _ in of_run if run["line"] and key == "proxy"]
+        values += [v for _, _, v in best] + [v for _, fit in fits for _, v in fit]
+        low, high, y_marks = _span([*values, *(-v for v in values)] if key == "rest" else values)
+        top = y + (30 if panels or turns else 20)
+        y = top + height
+        box = _Box(46, top, width - 14, y, 0.0, x1, low, high)
+        parts = [f'<text class="note halo" x="{box.left}" y="{box.top - 8}">{label}</text>', _levels(box, y_marks)]
+        if key == "rest":
+            parts.append(f'<line class="ref" x1="{box.left}" x2="{box.right}" y1="{box.y(0.0)}" y2="{box.y(0.0)}"/>')
+        parts += [_dots(box, points, i, opacity=0.7) for i, _, points in of_run]
+        parts += [f'<path class="line" style="stroke:{_colour(i)}" d="{_path(box, fit)}"/>' for i, fit in fits]
+        parts += [_best_of(box, best, [p for *_, points in of_run for p in points])[0]] if best else []
+        parts += [_ring(box, _root(run["turn"]["kl"]), run["turn"]["gold"], i) for i, run in turns if key == "gold"]
+        panels.append(f'<g class="{key}">{"".join(parts)}</g>')
+    scale = next(s for s in (10.0**k * m for k in range(-6, 9) for m in (1, 2, 5)) if 6 * s >= x1**2)
+    marks = [0.0, *(k for k in (scale / 4, scale, 2 * scale, 4 * scale, 6 * scale) if k <= x1**2)]
+    axis = _axes(box, [_root(k) for k in marks], [], "KL to the reference, nats (√ scale)", y + 40, [f"{k:g}" for k in marks])
+    uprights, names = [], []
+    shown = short_names([run["name"] for run in runs], 16)
+    for row, (i, run) in enumerate(turns):
+        x, text_y = box.x(_root(run["turn"]["kl"])), first + 18 * row + 12
+        text = f"over-optimisation begins, {run['turn']['kl']:.1f} nats"
+        text = f"{shown[run['name']]}: {text}" if len(runs) > 1 else text
+        half = 3.7 * len(text)  # of its width, on a phone too
+        middle = round(min(max(x, half + 2), width - half - 2), 1)
+        style = f"stroke:{_colour(i)};opacity:1"
+        uprights.append(f'<line class="ref turn" style="{style}" x1="{x}" x2="{x}" y1="{text_y + 4}" y2="{y}"/>')
+        names.append(f'<text class="name halo" x="{middle}" y="{text_y}" text-anchor="middle">{escape(text)}</text>')
+    told = "; ".join([*map(_run_told, runs), *_best_told(best_of)])
+    return _svg(title, f"{title}: {told}", (width, y + 40), [*legend, *uprights, *panels, axis, *names])
+
+
+def gold_plot(
+    runs: Sequence[Mapping[str, Any]],
+    title: str,
+    best_of: Sequence[Mapping[str, Any]] = (),
+    size: tuple[int, int] = (460, 300),
+) -> str:
+    """Gold against proxy, each run's checkpoints joined in the order of training; those without gold are left out.
+
+    The last dot is larger; a ring stands where over-optimisation begins; a dotted line is best-of-n.
+    """
+    of_run = [(i, run, list(zip(run["proxy"], run["gold"], strict=True))) for i, run in enumerate(runs) if run["gold"]]
+    best = [(b["n"], b["proxy"], b["gold"]) for b in best_of if b["gold"] is not None]
+    all_points = [p for *_, points in of_run for p in points] + [(x, y) for _, x, y in best]
+    (x0, x1, x_marks), (y0, y1, y_marks) = (_span(values) for values in zip(*all_points, strict=True))
+    parts, top = _legend([run for _, run, _ in of_run], width := size[0], [i for i, *_ in of_run])
+    height = size[1] + top
+    box = _Box(46, top + 26, width - 14, height - 40, x0, x1, y0, y1)
+    parts += [_axes(box, x_marks, y_marks, PROXY, height), f'<text class="note" x="{box.left}" y="{box.top - 8}">{GOLD}</text>']
+    for i, _, points in of_run:
+        style = f"stroke:{_colour(i)};stroke-width:1.2;opacity:.6"
+        parts.append(f'<path class="line" style="{style}" d="{_path(box, _thin(points))}"/>')
+        parts.append(_dots(box, points, i, last=5.0))
+    parts += [_best_of(box, best, all_points)[0]] if best else []
+    parts += [_ring(box, run["turn"]["proxy"], run["turn"]["gold"], i) for i, run, _ in of_run if run["turn"]]
+    told = "; ".join([*(_run_told(run) for _, run, _ in of_run), *_best_told([b for b in best_of if b["gold"] is not None])])
+    return _svg(title, f"{title}: {told}", (width, height), parts)
 
 
 def rate_plot(
@@ -183,7 +231,7 @@ def scatter(
 ) -> str:
     """Named points with intervals both ways. Point: `label`, `x`, `y` (`mean`, `low`, `high`), `main`.
 
-    `best_of`: (n, x, y) of best-of-n, drawn as a dotted line with n at its points.
+    `best_of`: (n, x, y) of best-of-n, drawn as a dotted line.
     """
     width, height = size
     xs = [v for p in points for v in _ends(p["x"])] + [x for _, x, _ in best_of] + [0.0]
@@ -191,12 +239,11 @@ def scatter(
     x_marks, y_marks = ticks(min(xs), max(xs)), ticks(min(ys), max(ys))
     box = _Box(46, 12, width - 14, height - 40, x_marks[0], x_marks[-1], y_marks[0], y_marks[-1])
     parts = [_axes(box, x_marks, y_marks, x_label, height)]
-    if best_of:
-        parts.append(f'<path class="line second dotted" d="{_path(box, [(x, y) for _, x, y in best_of])}"/>')
-    for n, best_x, best_y in best_of[1:]:
-        parts.append(f'<circle class="dot second" cx="{box.x(best_x)}" cy="{box.y(best_y)}" r="3"/>')
-        parts.append(f'<text class="halo" x="{box.x(best_x)}" y="{box.y(best_y) + 15}" text-anchor="middle">best of {n}</text>')
     used: list[tuple[float, float]] = []
+    if best_of:
+        drawn, at = _best_of(box, best_of, [(p["x"]["mean"], p["y"]["mean"]) for p in points])
+        parts.append(drawn)
+        used.append(at)
     names = short_names([p["label"] for p in points])
     for p in sorted(points, key=lambda p: (-p["y"]["mean"], p["label"])):
         x, y, style = box.x(p["x"]["mean"]), box.y(p["y"]["mean"]), "main" if p.get("main") else "second"
@@ -275,12 +322,7 @@ def _axes(
 ) -> str:
     """Grid lines and labels (texts: others than the marks' values); the axis's name stands under its middle."""
     x_texts = x_texts or [tick_text(value, x_marks) for value in x_marks]
-    y_texts = y_texts or [tick_text(value, y_marks) for value in y_marks]
-    parts = []
-    for value, text in zip(y_marks, y_texts, strict=True):
-        y = box.y(value)
-        parts.append(f'<line class="grid" x1="{box.left}" x2="{box.right}" y1="{y}" y2="{y}"/>')
-        parts.append(f'<text x="{box.left - 7}" y="{y + 4:.1f}" text-anchor="end">{text}</text>')
+    parts = [_levels(box, y_marks, y_texts)]
     for value, text in zip(x_marks, x_texts, strict=True):
         x = box.x(value)
         parts.append(f'<line class="axis" x1="{x}" x2="{x}" y1="{box.bottom}" y2="{box.bottom + 4}"/>')
@@ -290,6 +332,112 @@ def _axes(
         f'<text class="note" x="{middle}" y="{height - 3}" text-anchor="middle">{escape(x_label)}</text>'
     )
     return "".join(parts)
+
+
+def _span(values: Sequence[float]) -> tuple[float, float, list[float]]:
+    """An axis a little longer than its values, and the round numbers on it."""
+    margin = (max(values) - min(values)) * 0.06 or abs(values[0]) * 0.1 or 1.0
+    low, high = min(values) - margin, max(values) + margin
+    return low, high, [mark for mark in ticks(low, high) if low <= mark <= high]
+
+
+def _levels(box: _Box, y_marks: Sequence[float], y_texts: Sequence[str] | None = None) -> str:
+    """Grid lines with their labels at the left."""
+    parts = []
+    for value, text in zip(y_marks, y_texts or [tick_text(value, y_marks) for value in y_marks], strict=True):
+        y = box.y(value)
+        parts.append(f'<line class="grid" x1="{box.left}" x2="{box.right}" y1="{y}" y2="{y}"/>')
+        parts.append(f'<text x="{box.left - 7}" y="{y + 4:.1f}" text-anchor="end">{text}</text>')
+    return "".join(parts)
+
+
+# ---- runs ----
+
+
+def _root(kl: float) -> float:
+    return math.sqrt(max(kl, 0.0))
+
+
+def _values(run: Mapping[str, Any], key: str) -> Sequence[float]:
+    """What a panel of the frontier shows of a run."""
+    return (run["line"] or {}).get("residuals", []) if key == "rest" else run[key] or []
+
+
+def _fit(run: Mapping[str, Any]) -> list[tuple[float, float]]:
+    """Both ends of a run's straight line."""
+    line, roots = run["line"], [_root(k) for k in run["kl"]]
+    return [(d, line["intercept"] + line["slope"] * d) for d in (min(roots), max(roots))]
+
+
+def _colour(run: int) -> str:
+    return f"var({COLOURS[run % len(COLOURS)]})"
+
+
+def _dots(box: _Box, points: Points, run: int, last: float | None = None, opacity: float = 1.0) -> str:
+    """A run's checkpoints in its colour, smaller where they are many; `last`: another radius of the last one."""
+    kept = _thin(points)
+    radii = [3.2 if len(kept) <= 60 else 2.2] * len(kept)
+    radii[-1:] = [last or radii[-1]] if kept else []
+    inner, outer = (_colour(run), "var(--page)") if run // len(COLOURS) % 2 == 0 else ("var(--page)", _colour(run))
+    circles = [f'<circle cx="{box.x(x or 0)}" cy="{box.y(y or 0)}" r="{r}"/>' for (x, y), r in zip(kept, radii, strict=True)]
+    return f'<g class="run" style="fill:{inner};stroke:{outer};stroke-width:1.2;opacity:{opacity:g}">{"".join(circles)}</g>'
+
+
+def _ring(box: _Box, x: float, y: float, run: int) -> str:
+    """Where over-optimisation begins."""
+    style = f"fill:none;stroke:{_colour(run)};stroke-width:1.8"
+    return f'<circle class="ring" style="{style}" cx="{box.x(x)}" cy="{box.y(y)}" r="7"/>'
+
+
+def _legend(runs: Sequence[Mapping[str, Any]], width: int, numbers: Sequence[int] | None = None) -> tuple[list[str], int]:
+    """Dots and names of several runs (numbers: their colours) in rows, and the height of these; of one nothing."""
+    parts: list[str] = []
+    x, y = 46.0, 12
+    shown = short_names([run["name"] for run in runs])
+    for number, run in zip(numbers or range(len(runs)), runs, strict=True):
+        name = shown[run["name"]]
+        room = 8.0 * len(name) + 32  # on a phone too
+        if parts and x + room > width:
+            x, y = 46.0, y + 18
+        full = f"<title>{escape(run['name'])}</title>" if name != run["name"] else ""
+        parts.append(_dots(_Box(x, y - 4, x + 1, y - 3, 0, 1, 0, 1), [(0.0, 1.0)], number, last=4.5))
+        parts.append(f'<text class="name" x="{x + 10}" y="{y}">{escape(name)}{full}</text>')
+        x += room
+    return (parts, y + 8) if len(runs) > 1 else ([], 0)
+
+
+def _best_of(box: _Box, points: Sequence[tuple[int, float, float]], others: Points) -> tuple[str, tuple[float, float]]:
+    """Best-of-n, (n, x, y) from n = 1 on: a dotted line, a dot at each further n, the last one named where that hides the fewest
+    other points; and where the name stands."""
+    name, last = f"best of {points[-1][0]}", (box.x(points[-1][1]), box.y(points[-1][2]))
+    there, width = [(box.x(x or 0), box.y(y or 0)) for x, y in others], 7.0 * len(name)  # on a phone too
+    places: list[tuple[bool, int, int, float, float, str]] = []
+    for text_y in (max(last[1] - 7, box.top + 10), min(last[1] + 17, box.bottom - 4)):
+        for left, text_x, anchor in ((last[0] + 7, last[0] + 7, "start"), (last[0] - 7 - width, last[0] - 7, "end")):
+            hidden = sum(left - 5 < x < left + width + 5 and text_y - 15 < y < text_y + 7 for x, y in there)
+            places.append((left < box.left or left + width > box.right, hidden, len(places), text_x, text_y, anchor))
+    *_, text_x, text_y, anchor = min(places)
+    line = f'<path class="line second dotted" d="{_path(box, [(x, y) for _, x, y in points])}"/>'
+    dots = "".join(f'<circle class="dot second" cx="{box.x(x)}" cy="{box.y(y)}" r="3"/>' for _, x, y in points[1:])
+    text = f'<text class="halo" x="{text_x:.1f}" y="{text_y:.1f}" text-anchor="{anchor}">{name}</text>'
+    return f'<g class="best">{line}{dots}{text}</g>', (text_x, text_y)
+
+
+def _run_told(run: Mapping[str, Any]) -> str:
+    """A run's figures in words, for who cannot see them."""
+    told = [f"{run['name']}: KL {_trend(list(enumerate(run['kl'])))}", f"proxy {_trend(list(enumerate(run['proxy'])))}"]
+    told += [f"gold {_trend(list(enumerate(run['gold'])))}"] if run["gold"] else []
+    told += [f"over-optimisation begins at {run['turn']['kl']:.1f} nats"] if run["turn"] else []
+    return ", ".join(told)
+
+
+def _best_told(best_of: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The last of best-of-n in words."""
+    told = []
+    for b in best_of[-1:]:
+        gold = "" if b["gold"] is None else f", gold {signed(b['gold'])}"
+        told.append(f"best of {b['n']}: proxy {signed(b['proxy'])}{gold} at {signed(b['kl'])} nats")
+    return told
 
 
 def _percents(marks: Sequence[float]) -> list[str]:

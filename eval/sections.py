@@ -1,5 +1,6 @@
 """What the report says behind the win rates: their cost in KL, length, other judges, and the reward model under the lamp."""
 
+import os
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -13,7 +14,7 @@ FEWEST = 10  # a group of fewer comparisons is not drawn
 
 
 def cost(report: Report) -> str:
-    """Judge's score against KL, a point for each policy; and each run's way there, over √KL."""
+    """Judge's score against KL, a point for each policy; each run's way there over √KL; and gold against proxy."""
     judge = report["axis"]
     points = [
         {"label": p["name"], "x": p["scores"]["kl"], "y": summary_of(p, judge), "main": p["name"] == report["main"]}
@@ -23,25 +24,69 @@ def cost(report: Report) -> str:
     scale = 100 if judge.startswith("rouge") else 1  # in per cent, as everywhere
     points = [{**p, "y": {k: v if k == "n" or v is None else scale * v for k, v in p["y"].items()}} for p in points]
     figures = []
+    best, runs = report["frontier"]["best_of"], report["frontier"]["runs"]
     if points and judge != "kl":
-        best = report["frontier"]["best_of"]
         best_of = [(b["n"], b["kl"], scale * (b["proxy"] if b["gold"] is None else b["gold"])) for b in best]
         plot = plots.scatter(points, f"{name_of(judge)} against KL", "KL to the reference, nats", best_of=best_of)
         caption = f"{escape(name_of(judge))} against distance from the reference, with 95 % intervals. Up and left is better."
         if best_of:
             caption += f" Dotted: the best of n of {escape(report['baseline'])} by the learned score."
         figures.append(figure(plot, caption))
-    for run in report["frontier"]["runs"]:
-        plot = plots.path_plot(run, f"Run {run['name']}: score against √KL")
-        figures.append(figure(plot, _of_run(run)))
+    if runs:
+        same = _on_the_axes(report)
+        if any(run["gold"] for run in runs):
+            plot = plots.gold_plot(runs, "Gold against proxy", same)
+            caption = "Gold against proxy, joined in the order of training up to the larger dot."
+            if any(run["turn"] for run in runs):
+                caption += " Ring: over-optimisation begins; from there on gold falls while the proxy rises."
+            figures = [f'<div style="display:grid;gap:28px">\n{"".join([*figures, figure(plot, caption)])}\n</div>']
+        figures.append(figure(plots.frontier_plot(runs, "Score against √KL", same), _of_runs(report, same)))
     return section("cost", "What the score cost", pair(figures)) if figures else ""
 
 
-def _of_run(run: Mapping[str, Any]) -> str:
-    """What a run's plot shows, in words."""
+def _on_the_axes(report: Report) -> list[Mapping[str, Any]]:
+    """Best-of-n as far as its scores are those of the runs' axes: nothing where the configs name another reward than the
+    learned one, no gold where that is not the known reward, or another."""
+    ppo, own = (_config(report, stage) for stage in ("ppo", "eval"))
+    setup = (ppo.get("model") or {}).get("init_args") or {}
+    if not _may_be_same(setup.get("reward"), own.get("learned_reward")):
+        return []
+    known = report["axis"] == "known" and _may_be_same(setup.get("held_out_reward"), own.get("known_reward"))
+    return [b if known else {**b, "gold": None} for b in report["frontier"]["best_of"]]
+
+
+def _config(report: Report, stage: str) -> Mapping[str, Any]:
+    """The options of the last run of a stage; none where they were not told."""
+    found = [run["config"] for run in report["provenance"] if run.get("stage") == stage]
+    return found[-1] if found and isinstance(found[-1], Mapping) else {}
+
+
+def _may_be_same(reward: Any, other: Any) -> bool:
+    """Whether two options name one reward, or either names none; a weighted sum is another than its parts."""
+    if reward is None or other is None:
+        return True
+    return isinstance(reward, str) and isinstance(other, str) and os.path.abspath(reward) == os.path.abspath(other)
+
+
+def _of_runs(report: Report, best: Sequence[Mapping[str, Any]]) -> str:
+    """What the runs' plot shows, in words."""
+    runs = report["frontier"]["runs"]
+    lined, golden = any(run["line"] for run in runs), any(run["gold"] for run in runs)
+    shown = ["proxy with its least-squares line" if lined else "proxy", *["gold"] * golden, *["residuals"] * lined]
+    said = f"Every checkpoint over √KL: {'; '.join(shown)}."
+    if best:
+        counts, base = ", ".join(str(b["n"]) for b in best), escape(report["baseline"])
+        said += f" Dotted: the best of {counts} of {base} by the learned score, log n − (n−1)/n nats from it."
+    elif report["frontier"]["best_of"]:
+        said += " Best of n is left out: it picks by another reward than the run was trained on."
+    return "<br>".join([said, *(_of_run(run, len(runs) > 1) for run in runs)])
+
+
+def _of_run(run: Mapping[str, Any], named: bool) -> str:
+    """One run in words; `named`: it is one of several."""
     line, turn = run["line"], run["turn"]
-    gold = " and the gold score (grey)" if run["gold"] else ""
-    said = [f"{count(len(run['kl']), 'checkpoint')} of run {escape(run['name'])}: the score trained on (proxy, blue){gold}."]
+    checkpoints, name = count(len(run["kl"]), "checkpoint"), escape(run["name"])
+    said = [f"<b>{name}</b>: {checkpoints}." if named else f"{checkpoints} of run {name}."]
     if line:
         bend = "it flattens against the line" if line["bend"] < -2 else "it steepens against the line" if line["bend"] > 2 else ""
         said.append(

@@ -4,7 +4,6 @@ The tests in Chromium need playwright (a dev extra) and a Chromium or Chrome of 
 """
 
 import re
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -132,25 +131,11 @@ def hostile_report() -> dict[str, Any]:
     compared = {"judgements": [verdict], "agreements": [{"a": EVIL, "b": EVIL, "n": 3}], "judges": judges}
     return build_report(
         rows, title=EVIL, task=EVIL, order=[EVIL, "rlhf"], curves={EVIL: columns, "ppo": columns}, calibration=asdict(found),
+        runs={EVIL: columns, "ppo": columns},
         ensemble=asdict(ensemble([scores, scores], choices)), compared=compared,
         reward_model={EVIL: EVIL}, guard={EVIL: EVIL}, provenance=[{"stage": EVIL, "command": EVIL, "config": {EVIL: EVIL}}],
         command=EVIL, methods={EVIL: EVIL}, n_samples=10,
     )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    """A headless Chromium of the system; a test that wants it is skipped where there is none."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install '.[dev]')")
-    names = ("chromium", "chromium-browser", "google-chrome")
-    path = next((found for found in map(shutil.which, names) if found), None)
-    if path is None:
-        pytest.skip(f"no browser: none of {', '.join(names)} is installed")
-    with sync_api.sync_playwright() as playwright:
-        # --no-sandbox: a container's root has no user namespace to make one in; the page is our own file.
-        program = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"], timeout=SLOW_MS)
-        yield program
-        program.close()
 
 
 @pytest.fixture(scope="module")
@@ -228,6 +213,26 @@ def test_long_names_fit_and_overlap_nothing(page: Any, tmp_path: Path) -> None:
     assert page.locator(f'.matrix th[title="{names[-1]}"]').count() == 2
     if page.viewport_size["width"] == 1280:
         assert page.locator(".scroll:has(.matrix)").evaluate("box => box.scrollWidth <= box.clientWidth")
+
+
+def test_runs_of_long_names_overlap_nothing(page: Any, tmp_path: Path) -> None:
+    rows = [{**row, "index": k} for row in report_rows(7) if row["policy"] == "zero-shot" for k in range(8)]
+    for row in rows:
+        row["scores"] = {"known": row["index"] / 9, "learned": row["index"] / 4, "kl": 0.0}
+    rows += [row for row in report_rows(7) if row["policy"] == "rlhf"]
+    runs = {}
+    for name, turn in zip(LONG, (3, 9, 15, 24, 36), strict=True):
+        kl = [[i, i * 0.7] for i in range(40)]
+        gold = [[i, -abs(i - turn) / 9] for i in range(40)]
+        runs[name] = {"objective/kl": kl, "objective/score": [[i, i**0.5 / 3] for i in range(40)], "objective/gold": gold}
+    for report in (build_report(rows, title="A", task="", runs=given) for given in (runs, {LONG[2]: runs[LONG[2]]})):
+        page.goto(write_report(report, tmp_path)["html"].as_uri())
+        assert page.locator("svg", has_text="over-optimisation begins").count() == 1
+        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+        assert page.evaluate(OVERLAPS) == []
+        edges = "nodes => nodes.map(n => n.getBoundingClientRect()).flatMap(box => [box.left, box.right])"
+        ends = page.eval_on_selector_all("svg text", edges)
+        assert min(ends) >= 0 and max(ends) <= page.viewport_size["width"]
 
 
 def test_filter_sort_and_more(page: Any, page_file: Path) -> None:

@@ -9,13 +9,14 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
 from eval.browser import SCRIPT, SCRIPT_HASH
 from eval.curves import read_curves, stage_curves
 from eval.methods import METHODS
-from eval.plots import line_chart, ticks
+from eval.plots import frontier_plot, gold_plot, line_chart, ticks
 from eval.report import build_report, judge_name, render_html, render_markdown, write_report
 from eval.text import interval, p_text, percent, short_names, signed
 from eval.winrate import mean_interval, paired_outcomes, win_rate
@@ -639,6 +640,7 @@ def test_ticks() -> None:
     assert ticks(0, 8) == [0, 2, 4, 6, 8]
     assert ticks(-0.6, 1.9) == [-1, 0, 1, 2]
     assert ticks(3, 3)[0] < 3 < ticks(3, 3)[-1]
+    assert ticks(0.3, 0.1 + 0.2) == ticks(0.3, 0.3) and ticks(-1e-15, 1e-15) == ticks(0, 0)
 
 
 def test_line_chart_edges() -> None:
@@ -650,6 +652,178 @@ def test_line_chart_edges() -> None:
     many = line_chart([("a", [[i, float(i % 7)] for i in range(10_001)])], "t")
     assert many.count("L") < 402
     assert "from 0.00 to 4.00" in many  # the last of 10,001 points is kept: 10,000 mod 7 = 4
+
+
+# ---- the frontier ----
+
+
+def a_run(name: str = "ppo", up: float = 0.0, gold: bool = True, turn: bool = True) -> dict[str, Any]:
+    """Three checkpoints at √KL 0, 1 and 2, as `eval.evidence.frontier` gives a run; the line is proxy = up + √KL."""
+    at = {"at": 1, "step": 10.0, "kl": 1.0, "proxy": up + 1.5, "proxy_after": up + 2.0, "gold": 5.0, "gold_after": 4.0}
+    line = {"slope": 1.0, "intercept": up, "low": 0.9, "high": 1.1, "r2": 0.9, "bend": 0.0, "residuals": [0.0, 0.5, 0.0], "n": 3}
+    scores = {"proxy": [up, up + 1.5, up + 2.0], "gold": [3.0, 5.0, 4.0] if gold else None}
+    steps = {"name": name, "step": [0.0, 10.0, 20.0], "kl": [-0.01, 1.0, 4.0]}
+    return {**steps, **scores, "line": line, "turn": at if turn else None}
+
+
+BEST_OF = [{"n": 1, "kl": 0.0, "proxy": 0.0, "gold": 3.0}, {"n": 4, "kl": 0.25, "proxy": 1.0, "gold": 4.0}]
+
+
+def drawn(svg: str, path: str) -> list[dict[str, float]]:
+    """Coordinates of the shapes at a path, such as `g[@class='proxy']//circle`."""
+    found = ElementTree.fromstring(svg).iterfind(f".//{path}")
+    return [{k: float(v) for k, v in e.attrib.items() if k in ("cx", "cy", "x1", "x2", "y1", "y2", "r")} for e in found]
+
+
+def place(svg: str, panel: str, value: float) -> float:
+    """The height in pixels of a value in a panel, by the labels of its lowest and highest grid lines."""
+    lines = drawn(svg, f"g[@class='{panel}']/line[@class='grid']")
+    texts = ElementTree.fromstring(svg).iterfind(f"g[@class='{panel}']/text[@text-anchor='end']")
+    marks = [float((t.text or "").replace("−", "-")) for t in texts]
+    (low, a), (high, b) = sorted(zip(marks, (line["y1"] for line in lines), strict=False))[:: len(lines) - 1]
+    return a + (b - a) * (value - low) / (high - low)
+
+
+def test_the_panels_of_the_frontier_by_hand() -> None:
+    svg = frontier_plot([a_run()], "A run", BEST_OF)
+    right = 46 + 400 / 1.03  # √KL 2; the axis has 3 % beyond it
+    for panel, values in (("proxy", (0.0, 1.5, 2.0)), ("gold", (3.0, 5.0, 4.0)), ("rest", (0.0, 0.5, 0.0))):
+        dots = drawn(svg, f"g[@class='{panel}']/g[@class='run']/circle")
+        assert [d["cx"] for d in dots] == pytest.approx([46, (46 + right) / 2, right], abs=0.06)
+        assert [d["cy"] for d in dots] == pytest.approx([place(svg, panel, v) for v in values], abs=0.15)
+    lines = re.findall(r'<path class="line" [^>]*d="M([\d.]+) ([\d.]+)L([\d.]+) ([\d.]+)"', svg)
+    ends = [46, place(svg, "proxy", 0.0), right, place(svg, "proxy", 2.0)]
+    assert [[float(v) for v in line] for line in lines] == [pytest.approx(ends, abs=0.15)]
+    (zero,) = drawn(svg, "g[@class='rest']/line[@class='ref']")
+    assert zero["y1"] == zero["y2"] == pytest.approx(place(svg, "rest", 0.0), abs=0.15)
+    for panel, value in (("proxy", 1.0), ("gold", 4.0)):  # best of 4: half a √nat
+        (dot,) = drawn(svg, f"g[@class='{panel}']/g[@class='best']/circle")
+        assert (dot["cx"], dot["cy"]) == pytest.approx((46 + 100 / 1.03, place(svg, panel, value)), abs=0.15)
+    assert not drawn(svg, "g[@class='rest']/g[@class='best']")
+
+
+def test_where_over_optimisation_begins_is_named_in_the_plot() -> None:
+    svg = frontier_plot([a_run()], "A run")
+    (upright,) = drawn(svg, "line[@class='ref turn']")
+    assert upright["x1"] == upright["x2"] == pytest.approx(46 + 200 / 1.03, abs=0.06)
+    assert upright["y1"] < place(svg, "proxy", 2.0) and upright["y2"] > place(svg, "rest", -0.5)  # through all panels
+    (ring,) = drawn(svg, "circle[@class='ring']")
+    assert (ring["cx"], ring["cy"]) == pytest.approx((upright["x1"], place(svg, "gold", 5.0)), abs=0.15)
+    assert ">over-optimisation begins, 1.0 nats<" in svg
+    two = frontier_plot([a_run(), a_run("weaker", turn=False), a_run("<third>")], "Runs")
+    texts = [t.text for t in ElementTree.fromstring(two).iter() if t.tag == "text"]
+    assert [t for t in texts if t and "begins" in t] == [
+        "ppo: over-optimisation begins, 1.0 nats", "<third>: over-optimisation begins, 1.0 nats"
+    ]  # fmt: skip
+    assert texts[:3] == ["ppo", "weaker", "<third>"]  # the legend
+    assert "begins" not in frontier_plot([a_run(turn=False)], "A run")
+
+
+def test_each_run_of_the_frontier_has_its_colour() -> None:
+    svg = frontier_plot([a_run(str(i), up=i, turn=False) for i in range(6)], "Runs")
+    styles = [g.attrib["style"] for g in ElementTree.fromstring(svg).iterfind(".//g[@class='proxy']/g[@class='run']")]
+    assert len(set(styles)) == 6
+    assert ">ppo<" not in frontier_plot([a_run()], "A run")  # one run needs no legend
+
+
+def test_a_run_without_gold_or_line_has_fewer_panels() -> None:
+    plain = {**a_run(gold=False, turn=False), "line": None}
+    svg = frontier_plot([plain], "A run", BEST_OF)
+    assert not drawn(svg, "g[@class='gold']") and not drawn(svg, "g[@class='rest']")
+    assert len(drawn(svg, "g[@class='proxy']/g[@class='run']/circle")) == 3
+    still = {**plain, "step": [0.0], "kl": [0.0], "proxy": [1.0]}
+    assert drawn(frontier_plot([still], "A run"), "g[@class='proxy']/g[@class='run']/circle")[0]["cx"] == 46
+
+
+def test_gold_against_proxy_by_hand() -> None:
+    svg = gold_plot([a_run(), a_run("no gold", gold=False, turn=False)], "Gold against proxy", BEST_OF)
+    (path,) = re.findall(r'<path class="line" [^>]* d="M([^"]*)"', svg)
+    points = [tuple(map(float, p.split())) for p in path.split("L")]
+    (left, bottom), (x, top), (right, y) = points  # in the order of training: (0, 3), (1.5, 5), (2, 4)
+    assert right - left == pytest.approx(400 / 1.12, abs=0.15)  # with 6 % at either end
+    assert x == pytest.approx(left + 0.75 * (right - left), abs=0.15) and y == pytest.approx((top + bottom) / 2, abs=0.15)
+    dots = drawn(svg, "g[@class='run']/circle")
+    assert [(d["cx"], d["cy"]) for d in dots] == points
+    assert dots[-1]["r"] > dots[0]["r"] == dots[1]["r"]  # the last checkpoint is larger
+    (ring,) = drawn(svg, "circle[@class='ring']")
+    assert (ring["cx"], ring["cy"]) == points[1]
+    (best,) = drawn(svg, "g[@class='best']/circle")
+    assert (best["cx"], best["cy"]) == pytest.approx(((left + right) / 2, (top + bottom) / 2), abs=0.15)
+    assert "best of 4" in svg
+
+
+def test_the_name_of_best_of_n_hides_no_checkpoint() -> None:
+    kl = [0.01 * k * k for k in range(31)]  # √KL to 3, the best of 4 at 0.5
+    for lean in (0.3, 0.0, -0.3):  # checkpoints above, upon and beneath it
+        run = {**a_run(gold=False, turn=False), "kl": kl, "proxy": [2 * k**0.5 + lean for k in kl], "line": None}
+        svg = frontier_plot([run], "A run", BEST_OF)
+        (name,) = ElementTree.fromstring(svg).iterfind(".//g[@class='best']/text")
+        x, y, end = float(name.attrib["x"]), float(name.attrib["y"]), name.attrib["text-anchor"] == "end"
+        left, right = (x - 60, x) if end else (x, x + 60)
+        dots = drawn(svg, "g[@class='proxy']/g[@class='run']/circle")
+        assert left >= 46 and not [d for d in dots if left < d["cx"] < right and y - 11 < d["cy"] < y + 3]
+
+
+def logged(fall: float = 0.1, gold: bool = True) -> dict[str, list[list[float]]]:
+    """A run's columns: the proxy rises with √KL, gold peaks at step 15 and falls by so much a step."""
+    values = {"kl": lambda i: i / 2, "score": lambda i: i**0.5, "gold": lambda i: min(i - 15, 0) / 10 - fall * max(i - 15, 0)}
+    return {f"objective/{k}": [[i, f(i)] for i in range(40)] for k, f in values.items() if gold or k != "gold"}
+
+
+def sampled(n: int = 4) -> list[dict]:
+    """Rows with n samples a prompt of zero-shot, the baseline."""
+    rows = [{**row, "index": k} for row in make_rows(20, ("zero-shot",)) for k in range(n)]
+    for row in rows:
+        row["scores"] = {**row["scores"], "known": row["index"] / 10, "learned": float(row["index"])}
+    return [*rows, *make_rows(20, ("rlhf",))]
+
+
+def test_runs_stand_in_one_figure() -> None:
+    report = build(sampled(), runs={"ppo": logged(), "weaker": logged(fall=-0.1), "long": logged(gold=False)})
+    page = render_html(report)
+    found = Page(page)
+    labels = [a["aria-label"] or "" for tag, a in found.tags if tag == "svg"]
+    (over_root,) = [t for t in labels if t.startswith("Score against √KL")]
+    (against,) = [t for t in labels if t.startswith("Gold against proxy")]
+    assert "ppo: KL from 0.00 to 19.50, proxy from 0.00 to 6.24, gold from −1.50 to −2.40" in over_root
+    assert "over-optimisation begins at 7.5 nats" in over_root and "best of 4: proxy 3.00, gold 0.30 at 0.64 nats" in over_root
+    assert "long" in over_root and "long" not in against  # no gold, no place there
+    section = page[page.index('id="cost"') : page.index('id="length"')]
+    for said in (
+        "<b>ppo</b>: 40 checkpoints", "Over-optimisation begins at step 15, 7.5 nats", "<b>weaker</b>: 40 checkpoints",
+        "Gold does not turn", "No gold score was logged", "the best of 1, 2, 4 of zero-shot by the learned score",
+    ):  # fmt: skip
+        assert said in section, said
+    assert section.count("<svg") == 3
+    assert render_html(json.loads(json.dumps(report))) == page
+
+
+def test_one_run_without_gold() -> None:
+    page = render_html(build(runs={"ppo": logged(gold=False)}))
+    section = page[page.index('id="cost"') : page.index('id="length"')]
+    assert section.count("<svg") == 2 and "Gold against" not in section and "best of" not in section
+    assert "40 checkpoints of run ppo" in section and "over-optimisation cannot be told" in section
+
+
+@pytest.mark.parametrize(
+    ("trained", "held_out", "judge", "proxy", "gold"),
+    [
+        ("run/reward", "known:x", "known", True, True), ("./run/reward", None, "known", True, True),
+        (None, None, "known", True, True), ("other/reward", "known:x", "known", False, False),
+        ([{"reward": "run/reward", "weight": 0.5}], "known:x", "known", False, False),
+        ("run/reward", "known:y", "known", True, False), ("run/reward", "known:x", "learned", True, False),
+    ],
+)  # fmt: skip
+def test_best_of_n_stands_on_the_axes_of_the_same_scores_alone(
+    trained: Any, held_out: str | None, judge: str, proxy: bool, gold: bool
+) -> None:
+    ppo = {"stage": "ppo", "config": {"model": {"init_args": {"reward": trained, "held_out_reward": held_out}}}}
+    own = {"stage": "eval", "config": {"learned_reward": "run/reward", "known_reward": "known:x"}}
+    page = render_html(build(sampled(), runs={"ppo": logged()}, provenance=[ppo, own], judge=judge))
+    svg = next(s for s in re.findall(r"<svg.*?</svg>", page) if "<title>Score against √KL" in s)
+    assert bool(drawn(svg, "g[@class='proxy']/g[@class='best']/circle")) == proxy
+    assert bool(drawn(svg, "g[@class='gold']/g[@class='best']/circle")) == gold
+    assert ("Best of n is left out" in page) == (not proxy)
 
 
 @pytest.mark.parametrize(

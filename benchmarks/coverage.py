@@ -3,7 +3,8 @@
     python benchmarks/coverage.py [SIMULATIONS]        (default 2,000 a cell; minutes on one core)
 
 Outcomes of one prompt are correlated: each is a threshold of √icc · u + √(1 − icc) · e with u shared by the prompt, both normal,
-so that rate and share of ties are exactly what a cell says; the correlation is that of the normals.
+so that rate and share of ties are exactly what a cell says; the correlation is that of the normals. Beside it the coverage of the
+percentile bootstrap over prompts (Efron 1979), which `win_rate` does not use.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ CELLS = [  # outcomes, outcomes a prompt, rate, share of ties, correlation withi
     for rate in (0.5, 0.7, 0.9)
     for ties in (0.0, 0.15)
 ]
+RESAMPLES = 1000  # of the bootstrap; all simulations of a cell have the same ones
 STRENGTHS = {"a": 1.0, "b": 0.5, "c": 0.0, "d": -1.5}
 
 
@@ -35,6 +37,14 @@ def draw(rng: np.random.Generator, repeats: int, prompts: int, size: int, rate: 
     return np.where(z > won, 1.0, np.where(z > lost, 0.5, 0.0)).reshape(repeats, prompts * size)
 
 
+def bootstrap_covers(found: np.ndarray, prompts: int, rate: float, rng: np.random.Generator) -> float:
+    """Coverage of the percentile bootstrap over prompts; `found` (repeats, outcomes)."""
+    means = found.reshape(len(found), prompts, -1).mean(2)  # prompts are of one size
+    weight = rng.multinomial(prompts, np.full(prompts, 1 / prompts), RESAMPLES) / prompts  # (resamples, prompts)
+    low, high = np.quantile(weight @ means.T, [0.025, 0.975], axis=0)
+    return float(np.mean((low <= rate) & (rate <= high)))
+
+
 def win_rate_cell(n: int, size: int, rate: float, ties: float, icc: float, repeats: int, seed: int = 0) -> dict[str, float]:
     """Coverage and mean width; with rate ½ also the sign test's share of p ≤ .05, and what is attainable."""
     prompts = n // size
@@ -44,6 +54,7 @@ def win_rate_cell(n: int, size: int, rate: float, ties: float, icc: float, repea
     cell = {
         "covered": float(np.mean([g.low <= rate <= g.high for g in got])),
         "width": float(np.mean([g.high - g.low for g in got])),
+        "bootstrap": bootstrap_covers(found, prompts, rate, np.random.default_rng(seed + 1)),
     }
     if rate == 0.5:
         means = found.reshape(repeats, prompts, size).mean(2)
@@ -85,13 +96,14 @@ def ranking_cell(prompts: int, repeats: int, seed: int = 0) -> list[float]:
 def main(repeats: int) -> None:
     """Print the tables as Markdown."""
     print(f"{repeats} simulations a cell\n")
-    print("| outcomes | a prompt | correlation | rate | ties | covered | mean width | false positives (attainable) |")
-    print("|--:|--:|--:|--:|--:|--:|--:|--:|")
+    head = "outcomes | a prompt | correlation | rate | ties | covered | mean width | bootstrap covers"
+    print(f"| {head} | false positives (attainable) |")
+    print("|--:|--:|--:|--:|--:|--:|--:|--:|--:|")
     for n, size, rate, ties, icc in CELLS:
         cell = win_rate_cell(n, size, rate, ties, icc, repeats)
         test = f"{cell['false_positives']:.3f} ({cell['attainable']:.3f})" if rate == 0.5 else ""
         head = f"| {n} | {size} | {icc:g} | {rate:g} | {ties:g} |"
-        print(f"{head} {cell['covered']:.3f} | {cell['width']:.3f} | {test} |", flush=True)
+        print(f"{head} {cell['covered']:.3f} | {cell['width']:.3f} | {cell['bootstrap']:.3f} | {test} |", flush=True)
     got = win_rate([1] * 20)
     print(f"\n20 wins of 20: {got.rate:.3f} ({got.low:.3f} to {got.high:.3f})")
     print("\n| length-controlled rate: prompts | a prompt | θ | φ | covered |\n|--:|--:|--:|--:|--:|")

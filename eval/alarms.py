@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from eval.measures import other_scripts
 from eval.text import mean_of, name_of, percent, score_mean, signed, summary_of, versus
 
 BASELINE, SECOND_DRAW, SUPERVISED, MAIN = "zero-shot", "zero-shot (second draw)", "supervised", "rlhf"
@@ -19,7 +20,7 @@ WORRIES = (
     ("over-optimisation", "over-optimised", "ROUGE falls", "judge against reward"),
     ("nothing judged", "judge is the reward", "guard overridden", "guard", "checks overridden", "unguarded",
      "reward model at chance", "reward model no better than length", "negative KL", "control not even", "judges disagree",
-     "order bias", "no verdict", "not judged", "prompts differ"),
+     "order bias", "no verdict", "not judged", "prompts differ", "other script"),
     ("copier",), ("empty",),
     ("length explains the win", "length may explain the win", "judge likes length", "length"),
     ("few prompts",),
@@ -66,7 +67,7 @@ def warnings(report: Report) -> list[Doubt]:
     for policy in report["policies"]:
         out += _about_scores(policy, report)
         out += _about_texts(policy, report, {w["policy"] for w in out if "explain" in str(w["kind"])})
-    out += [*_about_copying(report), *_about_empty(report), *_about_training(report)]
+    out += [*_about_copying(report), *_about_empty(report), *_about_scripts(report), *_about_training(report)]
     return sorted(out, key=lambda doubt: RANK.get(str(doubt["kind"]), len(WORRIES)))
 
 
@@ -285,6 +286,13 @@ def _about_empty(report: Report) -> Iterator[Doubt]:
     if found:
         text = f"Many responses are empty: {_listed([f'{percent(share)} of {name}' for name, share in found])}."
         yield _warning("empty", found[0][0] if len(found) == 1 else None, text)
+
+
+def _about_scripts(report: Report) -> Iterator[Doubt]:
+    """Texts that ROUGE cannot read."""
+    text = other_scripts({policy["name"]: summary_of(policy, "other_script") for policy in report["policies"]})
+    if text is not None:
+        yield _warning("other script", None, text)
 
 
 def _about_reward(report: Report) -> Iterator[Doubt]:

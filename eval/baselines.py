@@ -7,6 +7,7 @@
       ppo 1.3b: column:ppo_1.3b         # a column of the prompts' file
       theirs: other/samples.jsonl       # samples of anyone's, or a folder of them
       zero-shot: smollm2                # a model, with the task's own prompt (Ziegler et al. 2019)
+      rlhf at 20: out/20.ckpt           # a checkpoint of the stage sft or ppo; a copy, because a run replaces its own
       few-shot: {model: smollm2, demonstrations: demonstrations.jsonl, shots: 3}
       best-of-16: {model: smollm2, best_of: 16, reward: out/run/reward}
       api: {server: "http://localhost:8000/v1", model: name, key_env: OPENAI_API_KEY}
@@ -42,8 +43,8 @@ class Policy:
     """One of the texts' makers; a plain string in a config is its `model`.
 
     Args:
-        model: Embedded name, directory, GGUF file or Hub id; or `reference`, `lead-N`, `random-sentence`, `column:NAME`;
-            or a file or folder of samples; or, with `server`, that server's name for it.
+        model: Embedded name, directory, GGUF file, Hub id or checkpoint of the stage sft or ppo; or `reference`, `lead-N`,
+            `random-sentence`, `column:NAME`; or a file or folder of samples; or, with `server`, that server's name for it.
         server: URL of an OpenAI-compatible completion server, up to and with `/v1`; null: none.
         key_env: Environment variable that holds the server's key; null: it wants none.
         demonstrations: JSON lines of demonstrations that stand before each prompt (few-shot); null: none.
@@ -79,10 +80,10 @@ class Policy:
         """Whether it is a model that is loaded here."""
         return self.server is None and not self.is_text and not self.is_samples
 
-    def api(self) -> Server:
-        """The server, with its key."""
+    def api(self, timeout: float) -> Server:
+        """The server, with its key; `timeout`: seconds a try."""
         assert self.server is not None
-        return Server(self.server, self.model, os.environ.get(self.key_env) if self.key_env else None)
+        return Server(self.server, self.model, os.environ.get(self.key_env) if self.key_env else None, timeout)
 
 
 def as_policies(given: Mapping[str, str | Policy | None]) -> dict[str, Policy]:

@@ -33,7 +33,7 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from eval.server import NoAnswer, Refused, post_json
+from eval.server import TIMEOUT, NoAnswer, Refused, post_json
 from lightning_rlhf.files import bad, check, read_jsonl, show
 from lightning_rlhf.tasks import UsageError
 
@@ -385,7 +385,7 @@ class Server:
         model: str,
         url: str,
         attempts: int = 4,
-        timeout: float = 60.0,
+        timeout: float = TIMEOUT,
         pause: float = 1.0,
         patience: int = 8,
         workers: int = 4,
@@ -485,8 +485,8 @@ def find_judge(name: str) -> tuple[str, str]:
     return kind, rest
 
 
-def load_judge(name: str, folder: Path, batch_size: int = 8, precision: str = "32") -> Judge:
-    """The judge of that name; a language model's answers are kept in `folder`."""
+def load_judge(name: str, folder: Path, batch_size: int = 8, precision: str = "32", timeout: float = TIMEOUT) -> Judge:
+    """The judge of that name; a language model's answers are kept in `folder`. `timeout`: seconds that a server may take."""
     kind, rest = find_judge(name)
     if kind == "score":
         return ScoreJudge(name)
@@ -500,6 +500,6 @@ def load_judge(name: str, folder: Path, batch_size: int = 8, precision: str = "3
 
         model = LocalModel(rest, batch_size, precision)
     else:
-        model = Server(rest.rpartition("@")[0], rest.rpartition("@")[2])
+        model = Server(rest.rpartition("@")[0], rest.rpartition("@")[2], timeout=timeout)
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     return AskedJudge(name, model, folder / f"{slug}.jsonl")

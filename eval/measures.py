@@ -12,8 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from tqdm import tqdm
-
 from eval.copying import (
     copied_sentences,
     count_words,
@@ -23,12 +21,11 @@ from eval.copying import (
     repeated_bigrams,
     sentences,
 )
-from eval.rouge import ROUGE_TYPES, rouge_scores
+from eval.rouge import ROUGE_TYPES, reads_little, rouge_scores
 from eval.text import NOTHING, mean_of, percent, signed
 from eval.winrate import Interval, mean_interval, share_interval
 
 Measures = dict[str, float | int | None]
-CHUNK = 50  # rows between two steps of the progress bar
 
 # A refusal is one of these within the first 200 characters, case ignored. The list is short and strict, because people
 # write "I can't" of themselves: it is what is refused that tells.
@@ -69,24 +66,16 @@ def measure(rows: Sequence[Mapping[str, Any]], sources: Sequence[str], use_stemm
         copied (share of its sentences, of three words or more, that stand in the source), copied_at (mean place of those
         in the source: 0 its beginning, 1 its end);
         and, 0 or 1: refusal, empty (nothing but white space), truncated (does not end as a sentence does),
-        no_stop (the truncate token is missing; None where the sample does not say).
+        no_stop (the truncate token is missing; None where the sample does not say), other_script (ROUGE and the measures by words
+        read little of the response, or of all its references).
     """
-    done: list[Measures] = []
-    about = str(rows[0].get("policy", "")) if rows else ""
-    bar = tqdm(total=len(rows), desc=f"measure {about}", unit="sample")
-    for first in range(0, len(rows), CHUNK):
-        batch = rows[first : first + CHUNK]
-        rouge = _rouge(batch, use_stemmer)
-        done += [{**r, **_of_text(row, s)} for r, row, s in zip(rouge, batch, sources[first : first + CHUNK], strict=True)]
-        bar.update(len(batch))
-    bar.close()
-    return done
+    rouge = _rouge(rows, use_stemmer)
+    return [{**r, **_of_text(row, source)} for r, row, source in zip(rouge, rows, sources, strict=True)]
 
 
 def _rouge(rows: Sequence[Mapping[str, Any]], use_stemmer: bool) -> list[Measures]:
     """F1 of each row; None where there is no reference that says anything."""
-    texts = [[row["reference"]] if isinstance(row.get("reference"), str) else row.get("reference") or [] for row in rows]
-    references = [["\n".join(sentences(t)) for t in several if t.strip()] for several in texts]
+    references = [["\n".join(sentences(t)) for t in _references(row)] for row in rows]
     at = [i for i, several in enumerate(references) if several]
     found = rouge_scores(
         ["\n".join(sentences(rows[i]["response"])) for i in at], [references[i] for i in at], use_stemmer=use_stemmer
@@ -98,7 +87,15 @@ def _rouge(rows: Sequence[Mapping[str, Any]], use_stemmer: bool) -> list[Measure
     return out
 
 
-SHARES = ("distinct_", "repeated_", "novel_", "copied", "refusal", "empty", "truncated", "no_stop", "cut")  # or how they begin
+def _references(row: Mapping[str, Any]) -> list[str]:
+    """A row's references that say anything."""
+    given = row.get("reference")
+    return [text for text in ([given] if isinstance(given, str) else given or []) if text.strip()]
+
+
+SHARES = (  # or how they begin
+    "distinct_", "repeated_", "novel_", "copied", "refusal", "empty", "truncated", "no_stop", "cut", "other_script",
+)  # fmt: skip
 
 
 def measure_names() -> set[str]:
@@ -107,8 +104,8 @@ def measure_names() -> set[str]:
 
 
 def _of_text(row: Mapping[str, Any], source: str) -> Measures:
-    """What needs no reference."""
-    text = row["response"]
+    """What needs a reference to nothing but its script."""
+    text, references = row["response"], _references(row)
     count = count_words(text)
     places = copied_sentences(source, text)
     copied = [place for place in places if place is not None]
@@ -128,6 +125,7 @@ def _of_text(row: Mapping[str, Any], source: str) -> Measures:
         "empty": int(empty),
         "truncated": int(not empty and not _ENDS.search(text[-100:])),
         "no_stop": int(not row["found"]) if row.get("found") is not None else None,
+        "other_script": int(reads_little(text) or (bool(references) and all(map(reads_little, references)))),
     }
 
 
@@ -139,6 +137,22 @@ def interval_of(name: str, values: Sequence[float], ids: Sequence[Any]) -> Inter
 def perplexity(nll: float, tokens: int) -> float | None:
     """exp of the mean negative log-likelihood a token; None where there is no token."""
     return math.exp(min(nll / tokens, 700.0)) if tokens else None
+
+
+def other_scripts(shares: Mapping[str, Mapping[str, Any] | None]) -> str | None:
+    """A warning, where a tenth of a policy's texts and more is in a script that ROUGE does not read; else None.
+
+    Args:
+        shares: Policy → `{mean, n}` of `other_script`, or None where it was not measured.
+    """
+    found = [(name, s) for name, s in shares.items() if s is not None and s["mean"] > 0.1]
+    if not found:
+        return None
+    counts = [f"{round(s['mean'] * s['n'])} of {s['n']}{'' if i else ' texts'} of {name}" for i, (name, s) in enumerate(found)]
+    return (
+        "ROUGE and the measures of copying and repetition see only the letters a–z and digits, and in "
+        f"{', '.join(counts)}, or in their references, most are others: those figures say little."
+    )
 
 
 def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -179,7 +193,7 @@ def _summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 COLUMNS = ("rouge1", "rouge2", "rougeL", "rougeLsum", "words", "compression", "novel_2", "copied", "known", "learned", "kl")
-COUNTED = ("refusal", "empty", "truncated", "no_stop", "cut")
+COUNTED = ("refusal", "empty", "truncated", "no_stop", "cut", "other_script")
 
 
 def table(summary: Mapping[str, Mapping[str, Any]]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from eval.baselines import Policy
+from eval.server import TIMEOUT
 from lightning_rlhf.tasks import Task
 
 
@@ -18,9 +19,9 @@ class Options:
         task: The task.
         output: Folder of samples, scores and report.
         prompts: JSON lines of held-out prompts, `{id?, prompt, reference?, …}`; null: those of `samples`.
-        policies: Name in the report → embedded name, directory, GGUF file, Hub id, file or folder of samples, `reference`,
-            `lead-N`, `random-sentence` or `column:NAME`; or a block with `model` and `server`, `demonstrations` or `best_of`;
-            null: left out.
+        policies: Name in the report → embedded name, directory, GGUF file, checkpoint of sft or ppo, Hub id, file or folder of
+            samples, `reference`, `lead-N`, `random-sentence` or `column:NAME`; or a block with `model` and `server`,
+            `demonstrations` or `best_of`; null: left out.
         samples: File or folder of samples; each policy in it is evaluated beside `policies`; null: none.
         source_column: Column of the prompts' file with the text that responses are about; null: the prompt.
         reference: Model that KL and perplexity are taken under; null: neither.
@@ -45,6 +46,7 @@ class Options:
         n_samples: Prompts shown side by side in the report.
         n_browse: Prompts that the report's browser holds.
         batch_size: Prompts at a time; questions, of a local judge.
+        server_timeout: Seconds that a server, of a policy or a judge, may take to answer before it is asked again.
         precision: `32`, `bf16`, or `auto`: bf16 where the hardware is fast at it.
         seed: Of the sampling.
     """
@@ -76,5 +78,6 @@ class Options:
     n_samples: int = 10
     n_browse: int = 500
     batch_size: int = 64
+    server_timeout: float = TIMEOUT
     precision: str = "auto"
     seed: int = 1

@@ -8,6 +8,8 @@ are found here with whole rows of the table as bits of one integer (Hyyrö 2004;
    equals `rougeL`.
 2. With several references the one with the best F1 counts, for each ROUGE type on its own, as in
    `rouge_score`.
+3. Its tokenizer keeps [a-z0-9] alone: a text in Hebrew or Chinese has no token and scores 0, even against itself. `reads_little`
+   tells such texts, so that a report can say so.
 """
 
 import re
@@ -74,6 +76,14 @@ def rouge_scores(
                 scores[name] = max(found, key=lambda score: score.fmeasure)  # the first of equals, as in `score_multi`
             out[name][i] = scores[name]  # a named tuple: precision, recall, fmeasure
     return out
+
+
+def reads_little(text: str) -> bool:
+    """Whether most letters and digits of a text are none that ROUGE reads: of another script, or with accents."""
+    if text.isascii():
+        return False
+    letters = [c for c in text.lower() if c.isalnum()]
+    return 2 * sum(c.isascii() for c in letters) < len(letters)
 
 
 class _Tokenizer:

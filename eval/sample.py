@@ -24,6 +24,7 @@ import torch
 from tqdm import tqdm
 
 from eval.baselines import Policy, best_of_n_kl, few_shot, text_of
+from eval.server import TIMEOUT
 from lightning_rlhf.data import placed
 from lightning_rlhf.files import DataError, append_jsonl, bad, file_sha256, unfinished, write_jsonl
 from lightning_rlhf.generation import seed_for, truncate
@@ -84,6 +85,15 @@ def keep(path: Path, key: Row) -> bool:
         return path.is_file() and bool(json.loads(sidecar.read_text(encoding="utf-8")) == key)
     except (OSError, ValueError):  # not there, or cut off
         return False
+
+
+def drawn_with(path: Path) -> str | None:
+    """What told the model or server apart that the samples of a file are of; None where nothing tells."""
+    try:
+        found = json.loads(path.with_suffix(".key.json").read_text(encoding="utf-8")).get("model")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return found if isinstance(found, str) else None
 
 
 def put(path: Path, rows: Sequence[Any], key: Row) -> None:
@@ -177,6 +187,7 @@ def sample_policies(
     precision: str,
     seed: int,
     texts_only: bool = False,
+    server_timeout: float = TIMEOUT,
 ) -> dict[str, Path]:
     """Every policy's answers to the held-out prompts; policies draw independently.
 
@@ -190,6 +201,7 @@ def sample_policies(
         precision: Of models: `32`, `bf16`, `auto`.
         seed: Each policy's own is this one and its number.
         texts_only: Leave out what needs a model or a server.
+        server_timeout: Seconds that a server may take for an answer.
 
     Returns:
         Policy → its file of samples.
@@ -210,7 +222,9 @@ def sample_policies(
             policy_task(policy, task, prompts, seed)  # its demonstrations can be used
     for number, (name, policy) in enumerate(policies.items()):
         if not (texts_only or policy.is_text or policy.is_samples):
-            sample_policy(name, policy, task, prompts, files[name], lm, batch_size, precision, seed, seed + number)
+            sample_policy(
+                name, policy, task, prompts, files[name], lm, batch_size, precision, seed, seed + number, server_timeout
+            )  # fmt: skip
     return files
 
 
@@ -263,7 +277,7 @@ def made(name: str, policy: Policy, task: Task, prompts: HeldOut, seed: int) -> 
 
 def sample_policy(
     name: str, policy: Policy, task: Task, prompts: HeldOut, path: Path, lm: str, batch_size: int, precision: str,
-    seed: int, own_seed: int,
+    seed: int, own_seed: int, server_timeout: float,
 ) -> None:  # fmt: skip
     """Sample one response to each prompt (best of n: n, of which the reward's first largest is kept), batch by batch."""
     drawn = dict(policy=name, limit=len(prompts.records), seed=own_seed, batch_size=batch_size, **identity(policy))
@@ -273,7 +287,10 @@ def sample_policy(
     part = path.with_suffix(".part")
     done = {row["id"]: row for row in unfinished(part, key)}
     asked_task = policy_task(policy, task, prompts, seed)
-    ask = ask_server(policy, asked_task, lm) if policy.server else ask_model(policy, asked_task, prompts, precision, name)
+    if policy.server:
+        ask = ask_server(policy, asked_task, lm, server_timeout)
+    else:
+        ask = ask_model(policy, asked_task, prompts, precision, name)
     reward = load_reward(policy.reward) if policy.reward is not None else None
     size = 1 if policy.server else max(1, batch_size // policy.best_of)
     ids = list(prompts.records)
@@ -370,9 +387,9 @@ def check_room(lm: LM, lengths: dict[str, int], option: str) -> None:
         )
 
 
-def ask_server(policy: Policy, task: Task, lm: str) -> Callable[[list[Any], int], Answers]:
+def ask_server(policy: Policy, task: Task, lm: str, timeout: float) -> Callable[[list[Any], int], Answers]:
     """`ask(prompts, seed)` of a server. Its tokens are its own: the task's truncation rule counts those of `lm`."""
-    server, tokenizer = policy.api(), load_tokenizer(lm)
+    server, tokenizer = policy.api(timeout), load_tokenizer(lm)
     resolved = task_tokens(task, tokenizer)
 
     def ask(texts: list[Any], seed: int) -> Answers:

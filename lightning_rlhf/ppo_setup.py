@@ -44,7 +44,7 @@ class PPOSetup(StageModule):
     """Trains a policy against a reward with PPO.
 
     Args:
-        policy: Model to start from: embedded name, directory, GGUF file or Hub id.
+        policy: Model to start from: embedded name, directory, GGUF file, checkpoint of sft or ppo, or Hub id.
         reward: A reward directory, `known:NAME`, any callable `module:function`, or a list of {reward, weight} to be summed.
         output: Directory of the trained policy; validation's samples stand beside it, in `OUTPUT.samples/`.
         task: The task (set once, at the top of the config).

@@ -40,7 +40,7 @@ from .models import find_lm, load_lm, position_problems
 from .objective import check_alike, wide
 from .optim import AdamTF, linear_anneal
 from .records import Comparison, label_type
-from .scalar import ScalarModel, save_reward
+from .scalar import ScalarModel, classifier_problems, save_reward
 from .sharding import gathered
 from .stage import StageModule, is_finite
 from .tasks import Task, UsageError, task_tokens, told
@@ -190,7 +190,7 @@ class RewardModule(StageModule):
     """Trains a reward model on labels of any type, mixed or not.
 
     Args:
-        policy: Reference policy, and the model to start from: embedded name, directory, GGUF file or Hub id.
+        policy: Reference policy, and the model to start from: embedded name, directory, GGUF file, checkpoint or Hub id.
         output: Directory of the trained reward model.
         task: The task (set once, at the top of the config).
         optimizer: Class and arguments of the optimizer.
@@ -248,6 +248,7 @@ class RewardModule(StageModule):
     def check(self, data: Any, trainer: Any, resuming: bool) -> list[str]:
         """The base's, and that the model exists and there is something to normalise over."""
         problems = super().check(data, trainer, resuming) + told(find_lm, self.policy_name)
+        problems += classifier_problems(self.policy_name)
         problems += position_problems(self.policy_name, self.task) + lora_problems(self.lora, self.trainable_layers)
         for option in ("normalise_samples", "rollout_batch_size"):
             if getattr(self, option) < 1:

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, AutoModelForSequenceClassification, AutoTokenizer
 
 from .folders import atomic_directory
 from .lora import plain_copy, save_adapter
-from .models import fuse_activations, pad_apart, readable_weights, without_pad
+from .models import config_of, find_lm, fuse_activations, pad_apart, readable_weights, without_pad
 from .tasks import UsageError
 from .tokens import position_ids
 from .trunks import PACKED, full_attention, pack_groups
@@ -90,6 +90,20 @@ class ScalarModel(nn.Module):
         ).last_hidden_state
         at_end = hidden.gather(1, packed.last.unsqueeze(2).expand(-1, -1, hidden.shape[2]))  # (B, n, D)
         return self.gain * self.head(at_end) + self.bias
+
+
+def classifier_problems(name: str) -> list[str]:
+    """Whether transformers has a sequence classifier of a model's family, which is what a reward directory is loaded as."""
+    try:
+        config = None if find_lm(name).endswith(".gguf") else config_of(name)
+    except (UsageError, OSError, ValueError):
+        return []  # told elsewhere
+    if config is None or type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        return []
+    return [
+        f"model.policy: found {name} of the family {config.model_type}, of which transformers has no sequence classifier to "
+        "export a reward as; expected one of which it has (GPT-2, Llama, Qwen, Mistral, Gemma, …)"
+    ]
 
 
 def save_reward(directory: str | Path, scalar: ScalarModel, tokenizer: Any, info: dict[str, Any]) -> None:

@@ -29,7 +29,7 @@ class SFTModule(StageModule):
     """Fine-tunes a causal language model on demonstrations.
 
     Args:
-        policy: Model to start from: embedded name, directory, GGUF file or Hub id.
+        policy: Model to start from: embedded name, directory, GGUF file, checkpoint of sft or ppo, or Hub id.
         output: Directory of the trained policy.
         task: The task (set once, at the top of the config).
         optimizer: Class and arguments of the optimizer.

@@ -6,8 +6,6 @@ reloaded from where it came from. A resume with other options is refused by name
 
 from __future__ import annotations
 
-import hashlib
-import pickle
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 from .files import content, file_sha256
 from .folders import put_in_place, remove, unwritable
 from .lora import LoRA
-from .models import fingerprint
+from .models import SHARDS, checkpoint_content, weights_hash
 from .runinfo import RunInfo
 from .scoring import is_learned
 from .sharding import (
@@ -33,8 +31,6 @@ from .sharding import (
     whole_networks,
 )
 from .tasks import Task, UsageError, task_dict
-
-SHARDS = "meta.pt"  # in a checkpoint that is a folder: all but the tensors, as Lightning names it
 
 
 class StageModule(L.LightningModule):
@@ -191,11 +187,10 @@ class StageModule(L.LightningModule):
         if Path(path).is_dir() and not is_sharding(strategy):
             return [f"--ckpt_path: {path}: found a folder, which ModelParallelStrategy alone reads (configs/hardware/fsdp2.yaml)"]
         file = Path(path) / SHARDS if Path(path).is_dir() else path
-        try:
-            saved = torch.load(file, map_location="cpu", weights_only=True, mmap=True).get("stage", {})
-        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, AttributeError):
+        saved = checkpoint_content(file)
+        if saved is None:
             return [f"--ckpt_path: {path}: found no whole checkpoint there, expected a file that a stage wrote"]
-        return self.differences(saved)
+        return self.differences(saved.get("stage", {}))
 
     def differences(self, saved: dict[str, Any]) -> list[str]:
         """What keeps this run from going on from a checkpoint's field `stage`."""
@@ -313,14 +308,6 @@ def output_problems(output: Path) -> list[str]:
         return [f"model.output: {output} is no export (it has no config.json), and is not replaced; expected another name"]
     problem = unwritable(output.parent)
     return [f"model.output: {problem}"] if problem else []
-
-
-def weights_hash(name: str) -> str:
-    """A short hash of a model's weights; of one that is not there, what is told elsewhere."""
-    try:
-        return f"weights {hashlib.sha256(fingerprint(name).encode()).hexdigest()[:12]}"
-    except UsageError:
-        return "not found"
 
 
 def reward_hash(name: str) -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 RUN_DIR_HELP = "Folder of the whole run; configs refer to it as ${run_dir}."
-LM_HELP = "The language model: embedded name, directory, GGUF file or Hub id; configs refer to it as ${lm}."
+LM_HELP = "The language model: embedded name, directory, GGUF file, checkpoint or Hub id; configs refer to it as ${lm}."
 
 #: The TL;DR query of 2020 (Stiennon et al., arXiv 2009.01325, its published code).
 QUERY_2020 = "SUBREDDIT: r/{subreddit}\n\nTITLE: {title}\n\nPOST: {post}\n\nTL;DR:"

@@ -2,11 +2,15 @@
 
 import json
 import math
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tiny import PROMPTS, REWARD, STORIES, TASK, trainer_of, write
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
@@ -31,6 +35,8 @@ from transformers import (
 )
 
 from lightning_rlhf.blocks import blocks_of
+from lightning_rlhf.cli import main
+from lightning_rlhf.data import PreferenceData, PromptData, SFTData
 from lightning_rlhf.logprobs import (
     Against,
     entropy_of,
@@ -40,9 +46,24 @@ from lightning_rlhf.logprobs import (
     logits_of,
     token_logprobs,
 )
-from lightning_rlhf.models import ASSETS, LM, find_lm, load_lm, load_tokenizer, save_policy
+from lightning_rlhf.lora import LoRA
+from lightning_rlhf.models import (
+    ASSETS,
+    LM,
+    find_lm,
+    fingerprint,
+    load_lm,
+    load_tokenizer,
+    position_problems,
+    save_policy,
+)
+from lightning_rlhf.optim import AdamTF
+from lightning_rlhf.ppo import PPOModule
+from lightning_rlhf.reward import RewardModule
 from lightning_rlhf.scalar import ScalarHead, ScalarModel, load_scalar, read_reward_info, save_reward
-from lightning_rlhf.tasks import UsageError
+from lightning_rlhf.sft import SFTModule
+from lightning_rlhf.stage import StageCheckpoint
+from lightning_rlhf.tasks import Task, UsageError
 from lightning_rlhf.tokens import bos_ids, decode, encode, encode_continuation, pad_batch, position_ids
 from lightning_rlhf.trunks import SplitTrunk, first_blocks, hidden_states, pack_groups
 
@@ -285,7 +306,7 @@ def test_find_lm_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert find_lm(str(tmp_path / "model.gguf")) == str(tmp_path / "model.gguf")
     with pytest.raises(UsageError, match=r"the directory has no config.json, expected a Hugging Face directory"):
         find_lm(str(tmp_path))
-    with pytest.raises(UsageError, match=r"found a file, expected a directory or a .gguf file"):
+    with pytest.raises(UsageError, match=r"bin': found a file that is no whole checkpoint, expected a directory, a .gguf file"):
         find_lm(str(tmp_path / "weights.bin"))
     for name in (str(tmp_path / "missing"), "./missing", "a/b/c", "two words", "../x"):
         with pytest.raises(UsageError, match="no such directory or file"):
@@ -674,3 +695,144 @@ def test_first_blocks_of_a_family_that_lists_its_blocks_otherwise() -> None:
     config = GPTNeoConfig(vocab_size=12, hidden_size=16, num_layers=4, num_heads=2, attention_types=[[["global", "local"], 2]])
     with pytest.raises(UsageError, match="model.num_hidden_layers: GPTNeoModel is not supported"):
         first_blocks(GPTNeoModel(config), 2)
+
+
+# --------------------------------------------------------------------------------------------------------- checkpoints
+
+
+def train(folder: Path, stage: str, policy: str = STORIES, precision: str = "32-true", **options: Any) -> tuple[str, str]:
+    """Train two steps; (export, checkpoint), both of the last step."""
+    task = replace(TASK, query_length=16)
+    given = {"policy": policy, "task": task, "output": str(folder / "export"), **options}
+    given["optimizer"] = lambda p: AdamTF(p, lr=3e-3)
+    texts = [" and ran away", " sat on it", " is big", " was very happy to see"]
+    if stage == "sft":
+        records = [{"prompt": PROMPTS[i], "completion": texts[i % 4]} for i in range(8)]
+        module, data = SFTModule(**given), SFTData(write(folder / "d.jsonl", records), policy, task, batch_size=4)
+    elif stage == "reward":
+        records = [{"prompt": PROMPTS[i], "responses": texts, "best": i % 4} for i in range(8)]
+        module = RewardModule(**given, normalise_samples=16, rollout_batch_size=16)
+        data = PreferenceData(write(folder / "d.jsonl", records), policy, task, batch_size=4)
+    else:
+        write(folder / "d.jsonl", [{"prompt": p} for p in PROMPTS])
+        (folder / "rewards.py").write_text(REWARD, encoding="utf-8")
+        module = PPOModule(**given, reward=f"{folder / 'rewards.py'}:spaces", num_ppo_epochs=1)
+        data = PromptData(str(folder / "d.jsonl"), policy, task, batch_size=8, total_episodes=16)
+    trainer_of(StageCheckpoint(str(folder / "last.ckpt")), precision=precision).fit(module, data)
+    return given["output"], str(folder / "last.ckpt")
+
+
+@torch.no_grad()
+def told(lm: LM) -> torch.Tensor:
+    """Logits of two rows of ids, one of them padded."""
+    tokens = torch.randint(3, 290, (2, 9), generator=torch.Generator().manual_seed(1))
+    mask = torch.arange(9) >= torch.tensor([[0], [4]])
+    return logits_of(lm.model, hidden_states(lm.model, tokens, mask))[mask]
+
+
+@pytest.mark.parametrize("family", ["stories", "gpt2"])
+@pytest.mark.parametrize("stage", ["sft", "ppo"])
+@pytest.mark.parametrize("kind", ["whole", "lora", "top", "half"])
+def test_a_checkpoint_is_the_export_of_its_step(tmp_path: Path, stage: str, kind: str, family: str) -> None:
+    """Bit-equal logits, and everything else that a model's name is asked for."""
+    start = STORIES if family == "stories" else saved(tmp_path / "start", family, tied=False, vocabulary=304)
+    options: dict[str, Any] = {"whole": {}, "lora": {"lora": LoRA(r=2)}, "top": {"trainable_layers": 1}, "half": {}}[kind]
+    if kind == "half":  # what does not train is rounded
+        options = {"lora": LoRA(r=2, target_modules=None)}
+        options |= {"precision": "bf16-true"} if stage == "sft" else {"frozen_dtype": "bfloat16", "value": "separate"}
+    export, checkpoint = train(tmp_path, stage, start, **options)
+    found, expected, before = load_lm(checkpoint), load_lm(export), load_lm(start)
+    assert torch.equal(told(found), told(expected))
+    assert not torch.equal(told(found), told(before))
+    assert found.name == checkpoint
+    assert all(p.requires_grad and p.dtype == torch.float32 for p in found.model.parameters())
+    assert [n for n, _ in found.model.named_modules()] == [n for n, _ in before.model.named_modules()]
+    assert (found.model.lm_head.weight is found.model.get_input_embeddings().weight) == found.model.config.tie_word_embeddings
+    assert find_lm(checkpoint) == checkpoint
+    assert load_tokenizer(checkpoint).get_vocab() == load_tokenizer(start).get_vocab()
+    assert fingerprint(start) in fingerprint(checkpoint) != fingerprint(start)
+    longer = position_problems(checkpoint, Task(query_length=60, response_length=20))
+    assert bool(longer) == (family == "gpt2") and not position_problems(checkpoint, TASK)
+
+
+def test_a_stage_starts_from_a_checkpoint(
+    tiny_run: Path, tmp_path: Path, command: Callable[..., list[str]], capsys: pytest.CaptureFixture[str],
+    refused: Callable[..., str],
+) -> None:  # fmt: skip
+    """By the commands, which keep a hash of the start; a checkpoint of a checkpoint's run is one too."""
+    lora = ("--model.lora.r", "2", "--data.batch_size", "100", "--trainer.limit_val_batches", "0")
+    one, two = (tmp_path / n for n in ("one", "two"))
+    for folder in (one, two):
+        shutil.copytree(tiny_run / "labels", folder / "labels")
+    main(command("sft", one, *lora))
+    estimates = []
+    for start in (one / "checkpoints/sft.ckpt", one / "sft"):
+        words = command("sft", two, *lora, "--model.policy", str(start))
+        capsys.readouterr()
+        main(["estimate", *words[1:], "--json", "true"])
+        out = capsys.readouterr().out
+        told_of = json.loads(out[out.index("{") :])
+        estimates.append({k: {r: n for r, n in v.items() if r != "process"} for k, v in told_of["phases"].items() if k != "load"})
+    assert estimates[0] == estimates[1]  # what is mapped from the file takes no memory
+    words = command("sft", two, *lora, "--model.policy", str(one / "checkpoints/sft.ckpt"))
+    main(words)
+    last = two / "checkpoints/sft.ckpt"
+    assert torch.equal(told(load_lm(str(last))), told(load_lm(str(two / "sft"))))
+    main(command("sft", one, *lora, "--seed_everything", "2", "--model.overwrite", "true"))
+    with pytest.raises(UsageError, match=r"it holds what trained alone; found other weights in its start '.*one/checkpoints"):
+        find_lm(str(last))
+    error = refused(command("sft", tmp_path / "x", "--model.policy", str(last)))
+    assert "it holds what trained alone; found other weights in its start" in error
+    (one / "checkpoints/sft.ckpt").unlink()
+    with pytest.raises(UsageError, match=r"sft.ckpt': it was trained from '.*': model '.*one/.*': no such directory or file"):
+        load_lm(str(last))
+
+
+def test_checkpoints_that_are_no_policy(tmp_path: Path, no_models: None) -> None:
+    plain = {"pytorch-lightning_version": "2.6.0", "state_dict": {"w": torch.zeros(2)}}
+    start = {"model.policy": STORIES, "model.lora": None}
+    expected = "expected a directory, a .gguf file or a checkpoint of the stage sft or ppo"
+    for name, content, found in (
+        ("plain", plain, "a checkpoint of no stage"),
+        ("tensor", torch.zeros(2), "a file that is no whole checkpoint"),
+        ("code", {**plain, "stage": Path("x")}, "a file that is no whole checkpoint"),  # more than plain values and tensors
+        ("reward", {**plain, "stage": {"name": "reward", "options": start, "state": {}}}, "a checkpoint of the stage 'reward'"),
+    ):
+        torch.save(content, tmp_path / f"{name}.ckpt")
+        with pytest.raises(UsageError) as error:
+            find_lm(str(tmp_path / f"{name}.ckpt"))
+        assert str(error.value) == f"model '{tmp_path}/{name}.ckpt': found {found}, {expected}"
+    torch.save({**plain, "stage": {"name": "sft", "options": start, "state": {}}}, tmp_path / "whole.ckpt")
+    whole = (tmp_path / "whole.ckpt").read_bytes()
+    find_lm(str(tmp_path / "whole.ckpt"))
+    for name, half in (("half.ckpt", whole[: len(whole) // 2]), ("empty.ckpt", b""), ("text.md", b"# A page\n")):
+        (tmp_path / name).write_bytes(half)
+        with pytest.raises(UsageError, match=f"{name}': found a file that is no whole checkpoint, expected a directory, a .gguf"):
+            find_lm(str(tmp_path / name))
+    (tmp_path / "parts.ckpt").mkdir()
+    torch.save(plain, tmp_path / "parts.ckpt/meta.pt")
+    with pytest.raises(UsageError, match=r"parts.ckpt': found a checkpoint of several files, expected one in one file"):
+        find_lm(str(tmp_path / "parts.ckpt"))
+    torch.save({"stage": {"name": "ppo", "options": {"model.policy": str(tmp_path / "itself.ckpt")}}}, tmp_path / "itself.ckpt")
+    with pytest.raises(UsageError, match=r"itself.ckpt': it was trained from the file that it replaced, expected"):
+        find_lm(str(tmp_path / "itself.ckpt"))
+
+
+def test_a_checkpoint_that_does_not_fit_its_start(tmp_path: Path) -> None:
+    _, checkpoint = train(tmp_path, "sft")
+    saved = torch.load(checkpoint, weights_only=True)
+    weights = saved["state_dict"]
+    (norm,) = (k for k in weights if k.endswith("model.norm.weight"))
+    for change in ({"policy.more": torch.zeros(1)}, {norm: torch.zeros(3)}):
+        torch.save({**saved, "state_dict": {**weights, **change}}, tmp_path / "other.ckpt")
+        with pytest.raises(UsageError, match=r"other.ckpt': found 1 weights that do not fit 'stories260k', .* such as"):
+            load_lm(str(tmp_path / "other.ckpt"))
+    torch.save({**saved, "state_dict": {k: v for k, v in weights.items() if k != norm}}, tmp_path / "other.ckpt")
+    with pytest.raises(UsageError, match=r"other.ckpt': found 1 weights that do not fit 'stories260k', .* such as"):
+        load_lm(str(tmp_path / "other.ckpt"))
+
+
+def test_reward_checkpoint_is_no_policy(tmp_path: Path) -> None:
+    _, checkpoint = train(tmp_path, "reward")
+    with pytest.raises(UsageError, match=r"last.ckpt': found a checkpoint of the stage 'reward', expected"):
+        load_lm(checkpoint)

@@ -21,7 +21,7 @@ from lightning_rlhf.lora import LoRA
 from lightning_rlhf.models import load_lm, load_tokenizer
 from lightning_rlhf.optim import AdamTF
 from lightning_rlhf.reward import RewardModule
-from lightning_rlhf.scalar import load_scalar
+from lightning_rlhf.scalar import classifier_problems, load_scalar
 from lightning_rlhf.sft import SFTModule
 from lightning_rlhf.stage import StageModule
 from lightning_rlhf.tasks import Task, UsageError
@@ -293,3 +293,17 @@ def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
             assert found["accuracy"] == expected["accuracy"]
             assert found["held_out_figures"]["n"] == 7
             assert found["held_out_figures"]["log_loss"] == pytest.approx(expected["held_out_figures"]["log_loss"], rel=1e-5)
+
+
+def test_a_family_without_a_sequence_classifier_is_refused_at_the_start(tmp_path: Path) -> None:
+    from transformers import CohereConfig, CohereForCausalLM
+
+    sizes = dict(vocab_size=16, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+    CohereForCausalLM(CohereConfig(**sizes)).save_pretrained(tmp_path / "cohere")
+    (problem,) = classifier_problems(str(tmp_path / "cohere"))
+    assert f"model.policy: found {tmp_path}/cohere of the family cohere, of which transformers has no sequence" in problem
+    assert classifier_problems("stories260k") == classifier_problems("no such model") == []
+    module = RewardModule(str(tmp_path / "cohere"), str(tmp_path / "reward"), TASK)
+    data = PreferenceData(labels(tmp_path, "best_of_n", 3), LM, TASK, batch_size=1)
+    data.check()
+    assert problem in module.check(data, trainer_of(), False)

@@ -24,10 +24,10 @@ def write(path: Path, records: list[dict[str, Any]]) -> str:
     return str(path)
 
 
-def trainer_of(*callbacks: L.Callback) -> L.Trainer:
+def trainer_of(*callbacks: L.Callback, precision: Any = "32-true") -> L.Trainer:
     """One epoch in float32 on the CPU, without logger or progress bar."""
     return L.Trainer(
-        max_epochs=1, accelerator="cpu", devices=1, precision="32-true", logger=False, enable_checkpointing=False,
+        max_epochs=1, accelerator="cpu", devices=1, precision=precision, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, callbacks=list(callbacks),
     )  # fmt: skip
 

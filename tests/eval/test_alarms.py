@@ -129,6 +129,18 @@ def test_responses_that_are_empty() -> None:
     assert two["empty"] == "Many responses are empty: 25.0 % of base and 100.0 % of ours."
 
 
+def test_texts_that_rouge_does_not_read() -> None:
+    def some(row: dict[str, Any]) -> None:
+        row["measures"]["other_script"] = int(row["id"] < "p15")
+
+    given = rows({"base": 0.0, "ours": 0.0}, base=some, ours=measured(other_script=0))
+    n = sum(r["measures"]["other_script"] for r in given)
+    assert 12 < n < 120
+    assert f"in {n} of 120 texts of base, or in their references, most are others" in doubts(given)["other script"]
+    assert "other script" not in doubts(rows({"base": 0.0, "ours": 0.0}, base=measured(other_script=0)))
+    assert "other script" not in doubts(rows({"base": 0.0, "ours": 0.0}))  # scored before there was the measure
+
+
 def test_nothing_was_judged() -> None:
     found = doubts(rows({"base": 0.0, "ours": 1.0}), judge="lm:m", won={})
     assert found["nothing judged"] == "Nothing was judged: the language model m gave no verdict on any pair."

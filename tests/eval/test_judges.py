@@ -381,7 +381,10 @@ def test_judges_by_name(tmp_path: Path) -> None:
     asked = load_judge("server:org/model:1@http://localhost:8000/v1/", tmp_path)
     assert isinstance(asked, AskedJudge)
     assert isinstance(asked.model, Server)
-    assert (asked.model.model, asked.model.url) == ("org/model:1", "http://localhost:8000/v1")
+    assert (asked.model.model, asked.model.url, asked.model.timeout) == ("org/model:1", "http://localhost:8000/v1", 300.0)
+    impatient = load_judge("server:org/model:1@http://localhost:8000/v1/", tmp_path, timeout=2.5)
+    assert isinstance(impatient, AskedJudge) and isinstance(impatient.model, Server) and impatient.model.timeout == 2.5
+    assert (impatient.model.identity, impatient.path) == (asked.model.identity, asked.path)
     assert asked.path == tmp_path / "server-org-model-1-http-localhost-8000-v1.jsonl"
     local = load_judge("lm:stories260k", tmp_path)
     assert isinstance(local, AskedJudge)

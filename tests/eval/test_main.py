@@ -247,6 +247,28 @@ def test_other_files_of_samples(folder: Path, kind: str) -> None:
     assert run("report", folder)["n_rows"] == 24
 
 
+@pytest.mark.parametrize("text", ["החתול ישב על השטיח ואז הלך הביתה {}.", "猫坐在垫子上,然后回家了{}。"])
+def test_texts_in_another_script_are_told(folder: Path, capsys: pytest.CaptureFixture[str], text: str) -> None:
+    """ROUGE is 0 on them, as rouge_score's is; a report says why, and so does the score step."""
+    write_jsonl(folder / "s" / "all.jsonl", [
+        {**r, "response": text.format(r["id"])} if r["policy"] == "ppo" else r for r in samples()
+    ])  # fmt: skip
+    run("score", folder)
+    said = "only the letters a–z and digits, and in 8 of 8 texts of ppo, or in their references, most are others"
+    captured = capsys.readouterr()
+    (line,) = [line for line in captured.err.splitlines() if said in line]
+    assert re.search(r"other_script\n(.*\n)*ppo .* 100.0 %", captured.out)
+    report = run("report", folder)
+    assert [w["text"] for w in report["warnings"] if w["kind"] == "other script"] == [line]
+    assert line in re.sub("<[^>]+>", "", (folder / "out" / "report.html").read_text(encoding="utf-8"))
+
+
+def test_accents_are_no_other_script(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_jsonl(folder / "s" / "all.jsonl", [{**r, "response": f"{r['response']} “Déjà vu” — naïve Zoë…"} for r in samples()])
+    report = run("report", folder)
+    assert "letters a–z" not in str(capsys.readouterr()) and "other script" not in {w["kind"] for w in report["warnings"]}
+
+
 def test_names_in_another_script(folder: Path) -> None:
     names = {"human": "人类", "ppo": "策略", "zero": "政策"}
     write_jsonl(folder / "s" / "all.jsonl", [r | {"policy": names[r["policy"]]} for r in samples()])

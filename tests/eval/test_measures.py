@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from eval.measures import measure, perplexity, summarise, table
+from eval.measures import measure, other_scripts, perplexity, summarise, table
 from eval.rouge import rouge_scores
 
 SOURCE = "The cat sat on the mat. It was happy there. Then the dog came in and barked."
@@ -75,6 +75,24 @@ def test_other_scripts_have_a_length_too() -> None:
     got = one("مرحبا بالعالم", reference="A cat.")
     assert got["words"] == 2 and got["compression"] == len(SOURCE.replace(".", " ").split()) / 2
     assert got["rouge1"] == 0.0 and got["copied"] is None
+    assert got["other_script"] == 1 and one("A cat.", reference="A cat.")["other_script"] == 0
+    assert one("A cat.", reference="猫坐在垫子上。")["other_script"] == 1
+    assert one("A cat.", reference=["猫坐在垫子上。", "A cat."])["other_script"] == 0  # the better one is read
+    assert one("A cat.", reference=["猫坐在垫子上。", " "])["other_script"] == 1
+
+
+def test_the_warning_of_other_scripts() -> None:
+    def share(n: int, of: int) -> dict[str, Any]:
+        return {"mean": n / of, "n": of}
+
+    assert other_scripts({"a": share(0, 50), "b": None, "c": share(5, 50)}) is None
+    assert other_scripts({"a": share(0, 50), "b": share(6, 50)}) == (
+        "ROUGE and the measures of copying and repetition see only the letters a–z and digits, and in 6 of 50 texts of b, or in "
+        "their references, most are others: those figures say little."
+    )
+    assert "in 6 of 50 texts of a, 50 of 50 of b, 7 of 10 of c, or" in str(
+        other_scripts({"a": share(6, 50), "b": share(50, 50), "c": share(7, 10)})
+    )
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from rouge_score.rouge_scorer import RougeScorer
 from torchmetrics.functional.text import rouge_score as torchmetrics_rouge
 
-from eval.rouge import ROUGE_TYPES, rouge_scores
+from eval.rouge import ROUGE_TYPES, reads_little, rouge_scores
 
 PREDICTIONS = [
     "the cat sat on the mat",
@@ -88,6 +88,30 @@ def test_lsum_takes_lines_as_sentences() -> None:
     assert flat["rougeL"].tolist() == flat["rougeLsum"].tolist()
     lines = rouge_scores(["a b\nc d"], ["c d\na b"], ("rougeL", "rougeLsum"))
     assert lines["rougeLsum"][0, 2] == 1.0 > lines["rougeL"][0, 2]
+
+
+HEBREW, CHINESE = "החתול ישב על השטיח ואז הלך הביתה.", "猫坐在垫子上,然后回家了。"
+
+
+@pytest.mark.parametrize(
+    ("text", "little"),
+    [
+        (HEBREW, True), (CHINESE, True), ("قطة على السجادة", True), ("Кошка сидела на ковре.", True), ("१२३ बिल्ली", True),
+        (f"{HEBREW} GPT-2, 2023", True), (f"{CHINESE} (OK)", True),
+        ("The cat sat.", False), ("", False), (" \n…—!?", False), ("🙂", False), ("2023", False), ("THE CAT — “sat”", False),
+        ("Le café où Zoë a mangé une crème brûlée, déjà élevée à Noël.", False), ("Größe übermäßig, Żółć", False),
+        ("The cat said " + CHINESE[:3] + " and went home.", False),
+    ],
+)  # fmt: skip
+def test_texts_of_which_little_is_read(text: str, little: bool) -> None:
+    assert reads_little(text) is little
+
+
+def test_a_text_of_another_script_scores_as_in_rouge_score() -> None:
+    """0 against itself, and so there is a warning."""
+    for text in (HEBREW, CHINESE):
+        assert rouge_scores([text], [text])["rougeL"][0, 2] == 0.0
+        assert RougeScorer(["rougeL"], use_stemmer=True).score(text, text)["rougeL"].fmeasure == 0.0
 
 
 def test_empty_lists() -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import eval.sample
+import eval.score
 from eval.__main__ import STEPS, main, parse
 from eval.baselines import Policy, best_of_n_kl, few_shot, text_of
 from eval.copying import sentences
@@ -204,6 +205,37 @@ def test_kl_of_a_policy_whose_export_added_a_pad_token(prompts: Path, tmp_path: 
     assert all(k != 0 for k in kl) and len(kl) == 6
 
 
+def test_a_checkpoint_answers_as_the_export_of_its_step(
+    prompts: Path, tiny_run: Path, tmp_path: Path, command: Callable[..., list[str]], refused: Callable[..., str]
+) -> None:
+    from lightning_rlhf.cli import main as train
+
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/labels").symlink_to(tiny_run / "labels")
+    train(command("sft", tmp_path / "run", "--model.lora.r", "2", "--trainer.limit_val_batches", "0"))
+    checkpoint, found = tmp_path / "run/checkpoints/sft.ckpt", []
+    for model in (tmp_path / "run/sft", checkpoint):
+        command_of = [words(step, prompts, {"x": str(model)}, "--reference", "stories260k") for step in ("sample", "score")]
+        for words_of in command_of:
+            main(words_of)
+        found.append((prompts.parent / "out/scores.jsonl").read_bytes())
+    assert found[0] == found[1]
+    assert all(r["scores"]["kl"] != 0 for r in rows(prompts, "x", "scores"))
+    at = (prompts.parent / "out/samples/x.jsonl").stat().st_mtime_ns
+    main(command_of[0])
+    assert (prompts.parent / "out/samples/x.jsonl").stat().st_mtime_ns == at  # kept
+    train(command("sft", tmp_path / "run", "--model.lora.r", "4", "--data.val", "null", "--model.overwrite", "true"))
+    error = refused([*command_of[1], "--batch_size", "3"], main=main)  # the run went on meanwhile
+    assert f"samples/x.jsonl: made with other weights than {checkpoint} has now; run `python -m eval sample` again" in error
+    given = {"half": tmp_path / "half.ckpt", "reward": tiny_run / "checkpoints/reward.ckpt"}
+    given["half"].write_bytes(checkpoint.read_bytes()[:-1000])
+    error = refused(words("sample", prompts, {k: str(v) for k, v in given.items()}, "--reference", str(prompts)), main=main)
+    expected = "expected a directory, a .gguf file or a checkpoint of the stage sft or ppo"
+    assert f"model '{given['half']}': found a file that is no whole checkpoint, {expected}" in error
+    assert f"model '{given['reward']}': found a checkpoint of the stage 'reward', {expected}" in error
+    assert f"model '{prompts}': found a file that is no whole checkpoint, {expected}" in error
+
+
 def test_best_of_n_keeps_the_first_best_and_says_its_kl(prompts: Path, tmp_path: Path) -> None:
     (tmp_path / "vowels.py").write_text(
         "def count(prompts, completions, reference, weight, **columns):\n"
@@ -295,9 +327,79 @@ def test_texts_under_the_reference_one_by_one(prompts: Path) -> None:
         assert "kl" not in r["scores"]
 
 
-def test_a_text_too_long_for_models_is_cut_and_counted(prompts: Path, monkeypatch: pytest.MonkeyPatch, tiny_run: Path) -> None:
-    import eval.score
+@pytest.fixture
+def scored(prompts: Path, tmp_path: Path) -> list[str]:
+    """A score command with every kind of batch: texts, a reward, the reference, the policy itself (asked otherwise)."""
+    (tmp_path / "rewards.py").write_text("def score(prompts, completions, **more):\n    return [len(c) / 7 for c in completions]")
+    write_jsonl(tmp_path / "d.jsonl", [{"prompt": f"A dog {i}.", "completion": "Big dog."} for i in range(3)])
+    policies = {"few": {"model": "stories260k", "demonstrations": str(tmp_path / "d.jsonl"), "shots": 2}, "other": "column:other"}
+    main(words("sample", prompts, policies))
+    return words("score", prompts, policies, "--reference", "stories260k", "--known_reward", f"{tmp_path}/rewards.py:score")
 
+
+def dying(monkeypatch: pytest.MonkeyPatch, at: int = 10**9) -> list[str]:
+    """What was computed of scores, a batch an entry; the `at`-th is not, and stops the run."""
+    done: list[str] = []
+    monkeypatch.undo()
+    monkeypatch.setattr(eval.score, "CHUNK", 4)
+    for name in ("measure", "reward_values", "hidden_states"):
+        real = getattr(eval.score, name)
+
+        def called(*args: Any, name: str = name, real: Any = real) -> Any:
+            if len(done) + 1 == at:
+                raise KeyboardInterrupt
+            done.append(name)
+            return real(*args)
+
+        monkeypatch.setattr(eval.score, name, called)
+    return done
+
+
+def test_interrupted_scores_go_on_and_end_the_same(prompts: Path, scored: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed in any batch, that batch alone is scored again; the files are those of a run that was not killed."""
+    out, files = prompts.parent / "out", ("scores/few.jsonl", "scores/other.jsonl", "scores.jsonl", "summary.json")
+    whole = dying(monkeypatch)
+    main(scored)
+    assert whole == ["measure"] * 2 + ["reward_values"] * 2 + ["hidden_states"] * 4 + (
+        ["measure"] * 2 + ["reward_values"] * 2 + ["hidden_states"] * 2
+    )
+    expected = [(out / file).read_bytes() for file in files]
+    for at in range(1, len(whole) + 1):
+        shutil.rmtree(out / "scores")
+        before = dying(monkeypatch, at)
+        with pytest.raises(SystemExit) as stopped:
+            main(scored)
+        assert stopped.value.code == 130
+        after = dying(monkeypatch)
+        main(scored)
+        assert before + after == whole
+        assert [(out / file).read_bytes() for file in files] == expected
+        assert not list(out.glob("scores/*.part"))
+
+
+@pytest.mark.parametrize("flags", [("--batch_size", "3"), ("--known_reward", "known:sentiment"), ("--task.query_suffix", " Oh:")])
+def test_scores_of_other_options_are_not_taken(
+    prompts: Path, scored: list[str], monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...]
+) -> None:
+    """Neither what an interrupted run left nor, but for the batch size, what a whole one did."""
+    out = prompts.parent / "out"
+    dying(monkeypatch, 8)
+    with pytest.raises(SystemExit):
+        main(scored)
+    assert (out / "scores/few.part").is_file()
+    done = dying(monkeypatch)
+    main([*scored, *flags])
+    mine = (out / "scores.jsonl").read_bytes()
+    assert len(done) >= 14
+    shutil.rmtree(out / "scores")
+    main([*scored, *flags])
+    assert (out / "scores.jsonl").read_bytes() == mine
+    done = dying(monkeypatch)
+    main(scored)
+    assert len(done) == (0 if "--batch_size" in flags else 14)
+
+
+def test_a_text_too_long_for_models_is_cut_and_counted(prompts: Path, monkeypatch: pytest.MonkeyPatch, tiny_run: Path) -> None:
     for module in (eval.sample, eval.score):
         monkeypatch.setattr(module, "MOST_TOKENS", 20)
     write_jsonl(prompts, [{**POSTS[0], "other": " a cat" * 1000}, {**POSTS[1], "other": ""}])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -236,6 +237,56 @@ def _to(stub: Stub, url: str) -> Any:
         return real(request, **kwargs)
 
     return opened
+
+
+def test_the_time_out_is_an_option(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a policy's server and of a judge's; another one changes nothing of what was answered."""
+    monkeypatch.setattr("eval.server.WAITS", ())
+    free = Event()
+
+    def hangs(body: dict[str, Any]) -> Reply:
+        if len(stub.asked) > 3 and not free.is_set():
+            free.wait(20)
+            return None
+        return texts(body) if "prompt" in body else (200, {"choices": [{"message": {"content": "A"}}]})
+
+    with serve(hangs) as stub:
+        command = words(tmp_path, stub.url, "--limit", "4")
+        began = time.monotonic()
+        with pytest.raises(SystemExit) as stopped:
+            main([*command, "--server_timeout", "0.3"])
+        assert time.monotonic() - began < 15 and stopped.value.code == 2
+        error = capsys.readouterr().err
+        assert "no answer in 1 tries; the last: " in error and "timed out" in error
+        assert "3 of 4 answers are in" in error
+        free.set()
+        del stub.asked[:]
+        main([*command, "--server_timeout", "60"])  # what was answered by then is not asked again
+        assert len(stub.asked) == 1
+        main([*command, "--server_timeout", "50.5"])
+        assert len(stub.asked) == 1
+        more = ("--policies.api=null", "--policies={a: reference, b: lead-1}", f"--judges=['server:m@{stub.url}']")
+        main(["score", *command[1:], *more])
+        del stub.asked[:]
+        free.clear()
+        monkeypatch.setattr("eval.judges.Server.__init__.__defaults__", (1, 300.0, 0.0, 1, 1))
+        with pytest.raises(SystemExit):
+            main(["compare", *command[1:], *more, "--server_timeout", "0.3"])
+        assert "1 questions in a row got no answer" in (error := capsys.readouterr().err) and "timed out" in error
+        free.set()
+        main(["compare", *command[1:], *more])
+    asked = [b["messages"][0]["content"] for b in stub.asked]
+    assert len(asked) == len(set(asked)) + 1 == 9  # the one that got no answer alone was asked again
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf", "1e9"])
+def test_a_time_out_that_cannot_be(tmp_path: Path, refused: Callable[..., str], seconds: str) -> None:
+    for step in ("sample", "compare"):
+        error = refused([step, *words(tmp_path, "http://localhost:9/v1", "--server_timeout", seconds)[1:]], main=main)
+        assert f"server_timeout: found {float(seconds):g}, expected " in error
+        assert seconds in ("nan", "inf") or error.rstrip().endswith("expected seconds above 0, a day (86400) at most")
 
 
 def test_rows_of_a_server(tmp_path: Path) -> None:

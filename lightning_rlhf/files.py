@@ -63,7 +63,11 @@ _BLANK = object()
 
 _HUB = re.compile(r"[\w-][\w.-]*/[\w.-]+(:[\w.-]+){0,2}")
 _KINDS = {".jsonl", ".json", ".csv", ".parquet", ".txt", ".story"}  # which no dataset on the Hub is called
-_NOT_RECORDS = {"run.json", "dataset_info.json", "dataset_infos.json"}  # what a command, or `datasets`, leaves beside them
+_BESIDE = ("run.json", "dataset_info.json", "dataset_infos.json")  # what a command, or `datasets`, leaves beside records
+
+
+def _is_beside(name: str) -> bool:
+    return name in _BESIDE or name.endswith(".key.json")  # of `python -m eval`: what a file was made from
 
 
 def kind_of(name: str) -> str:
@@ -79,7 +83,7 @@ def list_files(path: PathLike, kinds: tuple[str, ...] = (".jsonl", ".json", ".cs
     """
     name = os.fspath(path)
     if os.path.isdir(name):
-        inside = sorted(str(f) for f in Path(name).iterdir() if f.name not in _NOT_RECORDS and not f.name.startswith("."))
+        inside = sorted(str(f) for f in Path(name).iterdir() if not (_is_beside(f.name) or f.name.startswith(".")))
         found = [file for file in inside if kind_of(file) in kinds]
         if len(several := {kind_of(file) for file in found}) > 1:
             kept = ", ".join(sorted(several))
@@ -388,20 +392,37 @@ def write_jsonl(path: PathLike, rows: Iterable[Any]) -> int:
 
 
 def append_jsonl(path: PathLike, rows: Iterable[Any]) -> None:
-    """Add rows to a file of JSON lines and wait until they are on disk; a kill leaves half a line at most."""
+    """Add rows to a file of JSON lines and wait until they are on disk; a kill leaves half a line at most, an error nothing."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     data = b"".join(_encode(row, f"{path}: a new row") for row in rows)
-    with path.open("ab") as handle:
-        handle.write(data)
-        handle.flush()
-        os.fsync(handle.fileno())
+    with path.open("ab", buffering=0) as handle:
+        before = os.fstat(handle.fileno()).st_size
+        try:
+            while data:
+                data = data[handle.write(data) :]
+            os.fsync(handle.fileno())
+        except OSError:  # a full disk
+            os.ftruncate(handle.fileno(), before)
+            raise
+
+
+def _is_json(data: bytes) -> bool:
+    with suppress(ValueError):
+        json.loads(data)
+        return True
+    return False
 
 
 def whole_lines(path: PathLike) -> int:
-    """Lines of a file of JSON lines, 0 where there is none; half a line at its end, as a killed run may leave, is taken off."""
+    """Lines of a file of JSON lines, 0 where there is none. Half a line at its end, as a killed run may leave, is taken off; a
+    whole one without a line end gets one."""
     data = Path(path).read_bytes() if Path(path).is_file() else b""
     whole = data.rfind(b"\n") + 1
+    if data[whole:].strip() and _is_json(data[whole:]):
+        with Path(path).open("ab") as handle:
+            handle.write(b"\n")
+        return data.count(b"\n") + 1
     if whole < len(data):
         said = f"{path}: half a line at the end ({len(data) - whole} bytes) was taken off; a run was killed there"
         warnings.warn(said, stacklevel=2)
@@ -436,7 +457,7 @@ def members(path: PathLike) -> list[str]:
     found = glob.glob(os.path.join(glob.escape(name), "*")) if os.path.isdir(name) else [name]
     if not os.path.exists(name) and glob.has_magic(name):
         found = glob.glob(name, recursive=True)
-    return sorted(file for file in found if os.path.isfile(file) and (file == name or os.path.basename(file) not in _NOT_RECORDS))
+    return sorted(file for file in found if os.path.isfile(file) and (file == name or not _is_beside(os.path.basename(file))))
 
 
 def content(path: PathLike) -> str:

@@ -11,13 +11,16 @@ command goes on when each has its answer.
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 from tqdm import tqdm
 
 from .chat import rendered
-from .files import DataError, append_jsonl, bad, check, file_sha256, read_jsonl, unfinished, write_jsonl
+from .fields import kind
+from .files import DataError, append_jsonl, check, file_sha256, read_jsonl, unfinished, whole_lines, write_jsonl
 from .folders import alone, made_elsewhere
 from .generation import sample_with, seed_for, truncate
 from .models import (
@@ -121,13 +124,16 @@ def label(
     people = answers_file(labeler)
     if people is not None and label_type == "scalar_rating":
         raise UsageError(f"label_type: found scalar_rating with labeler {labeler}, expected best_of_n or ranked")
+    if problem := answers_problem(labeler):
+        raise UsageError(problem)
     reward = None if people is not None else load_callable(labeler)
     find_lm(lm)
     if problems := position_problems(lm, task):
         raise UsageError("\n".join(problems))
     limits = {"train": train, "val": val}
     found = {s: list(read_prompts(file).placed())[: limits[s]] for s, file in files.items()}
-    if people is None and (unfit := call_problems(labeler, [row for rows in found.values() for row in rows])):
+    every_prompt = [row for rows in found.values() for row in rows]
+    if unfit := unreadable(every_prompt) if people is not None else call_problems(labeler, every_prompt):
         raise DataError("\n".join(unfit))
     tokenizer = load_tokenizer(lm)
     splits = {split: [rendered(record, tokenizer, where) for where, record in rows] for split, rows in found.items()}
@@ -135,7 +141,7 @@ def label(
         raise UsageError(problem)
     config = dict(lm=lm, task=vars(task), labeler=labeler, num_samples=num_samples, per_prompt=per_prompt)
     config |= dict(label_type=label_type, batch_size=batch_size, precision=precision)
-    info = RunInfo("labels", seed, config, list(files.values()))
+    info = RunInfo("labels", seed, config, [*files.values(), *([people] if people is not None else [])])
     counts: dict[str, Any] = {}
     with alone(output):
         policy = load_on_device(lm)
@@ -158,11 +164,12 @@ def label(
                     asked = [r.prompt for r in batch]
                     texts, _, _ = answer(policy, task, resolved, asked, seed_for(seed, number), num_samples * each, whole=False)
                 groups = [t[i : i + num_samples] for t in texts for i in range(0, len(t), num_samples)]
-                asked_of = [r for r in batch for _ in range(each)]
                 if reward is None:
-                    begin = first * each
-                    rows = [request(split, begin + i, p, t) for i, (p, t) in enumerate(zip(asked_of, groups, strict=True))]
+                    read = [r for _, r in found[split][first : first + at_once]]  # not rendered: messages stay messages
+                    asked_of = [r for r in read for _ in range(each)]
+                    rows = [request(split, first * each + i, p, t) for i, (p, t) in enumerate(zip(asked_of, groups, strict=True))]
                 else:
+                    asked_of = [r for r in batch for _ in range(each)]
                     rows = compare(reward, asked_of, groups, label_type if split == "train" else "best_of_n")
                 append_jsonl(part, [{"first": first, "rows": rows}])
                 comparisons += rows
@@ -170,9 +177,9 @@ def label(
             bar.close()
             answered[split] = comparisons
         if people is not None:
-            every = answers_of_people(Path(output) / "requests.jsonl", people, [*answered["train"], *answered["val"]])
-            train_rows = [as_labelled(row, label_type) for row in every[: len(answered["train"])]]
-            answered = {"train": train_rows, "val": [as_labelled(row, "best_of_n") for row in every[len(train_rows) :]]}
+            told = answers_of_people(Path(output) / "requests.jsonl", people, answered["train"] + answered["val"], label_type)
+            count = len(answered["train"])
+            answered = {"train": told[:count], "val": [with_best(row) for row in told[count:]]}
         for split, comparisons in answered.items():
             each = per_prompt if split == "train" else 1
             kept = [c for c in comparisons if preferred(c) is not None]
@@ -182,7 +189,8 @@ def label(
                 where = Path(output) / f"{split}.part"
                 raise DataError(f"{where}: {labeler} likes the responses of each of {len(comparisons)} comparisons equally")
             counts[split] = write_jsonl(Path(output) / f"{split}.jsonl", kept)
-            firsts = [(c["prompt"], c["responses"][preferred(c) or 0]) for c in comparisons[::each]]
+            liked = [c for c in comparisons[::each] if people is None or preferred(c) is not None]
+            firsts = [(c["prompt"], c["responses"][preferred(c) or 0]) for c in liked]
             write_jsonl(Path(output) / f"demonstrations.{split}.jsonl", [{"prompt": p, "completion": r} for p, r in firsts])
         info.write(output, figures=counts)
         for split in splits:
@@ -236,58 +244,74 @@ def answers_file(labeler: str) -> Path | None:
     return Path(labeler.removeprefix("file:")) if labeler.startswith("file:") else None
 
 
+def answers_problem(labeler: str) -> str | None:
+    """Why a labeler's `file:PATH` cannot be one; None where it can, or where the labeler is simulated."""
+    if labeler == "file:" or ((people := answers_file(labeler)) is not None and people.is_dir()):
+        return f"labeler: found {labeler!r}, expected file:PATH, a file of answers that is there or will be"
+    return None
+
+
+def unreadable(prompts: Iterable[tuple[str, Prompt]]) -> list[str]:
+    """What keeps people from reading the first of the prompts that they cannot."""
+    ids = next((at for at, prompt in prompts if kind(prompt.prompt) == "ids"), None)
+    return [] if ids is None else [f"{ids}: field 'prompt': found token ids, expected a text or messages, which people can read"]
+
+
 def request(split: str, number: int, prompt: Prompt, responses: list[str]) -> dict[str, Any]:
     """What people are asked: a label that is still to be given, by an id of its own."""
     reference = {"reference": prompt.reference} if prompt.reference is not None else {}
     return {"id": f"{split}-{number:06d}", "prompt": prompt.prompt, "responses": responses, **reference}
 
 
-def answers_of_people(requests: Path, answers: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def answers_of_people(
+    requests: Path, answers: Path, rows: list[dict[str, Any]], label_type: str = "best_of_n"
+) -> list[dict[str, Any]]:
     """Comparisons that people judge: their answers `{id, best}` or `{id, ranks}` stand in a file, of several of an id the last.
 
     Responses that are all alike need no answer: the first is the best of them.
 
+    Args:
+        requests: Where the questions are written while answers are missing.
+        answers: The file; answers about other responses (of another run) do not count.
+        rows: The questions.
+        label_type: `best_of_n`, or `ranked`, for which `best` alone is no answer.
+
     Raises:
-        UsageError: Some are not answered yet; the questions are written out, and the command can be run again.
-        DataError: An answer is out of range, or about other responses.
+        UsageError: Some are not answered yet; the command can be run again.
+        DataError: An answer is out of range.
     """
     found: dict[str, dict[str, Any]] = {}
-    by_id = {r["id"]: r for r in rows}
-    for file, number, answer_ in read_jsonl(answers) if answers.is_file() and answers.stat().st_size else ():
-        row, at = by_id.get(str(answer_.get("id"))), f"{file}:{number}"
-        if row is None:
+    other = 0
+    by_id = {r["id"]: r for r in rows if not all_alike(r["responses"])}
+    for file, number, given in read_jsonl(answers) if whole_lines(answers) else ():
+        row, at = by_id.get(str(given.get("id"))), f"{file}:{number}"
+        if row is None or given.get("responses", row["responses"]) != row["responses"]:
+            other += row is not None
             continue
-        n, best, ranks = len(row["responses"]), answer_.get("best"), answer_.get("ranks")
-        told = answer_.get("responses", row["responses"])
-        check(told == row["responses"], told, at, "responses", "those that were asked about; is it of another run?")
+        n, best, ranks = len(row["responses"]), given.get("best"), given.get("ranks")
         if ranks is None:
             check(type(best) is int and 0 <= best < n, best, at, "best", f"0 to {n - 1}")
-            given: dict[str, Any] = {"best": best}
+            check(label_type != "ranked", best, at, "best", "ranks: label with --label_type ranked into another file")
         else:
             whole = isinstance(ranks, list) and len(ranks) == n and all(type(r) is int and 1 <= r <= n for r in ranks)
             check(whole and 1 in ranks, ranks, at, "ranks", f"{n} integers from 1, the best, to {n}")
-            given = {"ranks": ranks}
-        found[row["id"]] = given | {k: answer_[k] for k in ("labeler", "seconds") if k in answer_}
-    missing = [r for r in rows if r["id"] not in found and not all_alike(r["responses"])]
-    if missing:
-        asked = [{k: v for k, v in r.items() if k != "reference"} for r in rows if not all_alike(r["responses"])]
-        write_jsonl(requests, asked)
-        raise UsageError(
-            f"{len(missing)} of {len(rows)} comparisons wait for an answer in {answers}: run `lightning-rlhf label --responses "
-            f"{requests} --output {answers}` (or write a line {{\"id\": …, \"best\": 0}} for each), then the same command again"
-        )
+        judged = {"best": best} if ranks is None else {"ranks": ranks}
+        found[row["id"]] = judged | {k: given[k] for k in ("labeler", "seconds") if k in given}
+    if missing := by_id.keys() - found.keys():
+        write_jsonl(requests, [{k: v for k, v in r.items() if k != "reference"} for r in by_id.values()])
+        flag = " --label_type ranked" if label_type == "ranked" else ""
+        beside = f"; {other} of its answers are about other responses" if other else ""
+        command = f"lightning-rlhf label --responses {requests} --output {answers}{flag}"
+        wait = f"{len(missing)} of {len(by_id)} comparisons wait for an answer in {answers}{beside}"
+        raise UsageError(f"{wait}: run `{command}`, then the same command again")
     return [{**r, **found.get(r["id"], {"best": 0})} for r in rows]
 
 
-def as_labelled(row: dict[str, Any], label_type: str) -> dict[str, Any]:
-    """A label of people's in the type that is wanted: of ranks, best_of_n has the first.
-
-    Raises:
-        DataError: Ranks are wanted, and only the best is known.
-    """
-    if label_type == "ranked":
-        if "ranks" not in row and not all_alike(row["responses"]):
-            raise bad(f"the answer to {row['id']}", "ranks", "only best", "ranks: label with --label_type ranked")
+def with_best(row: dict[str, Any]) -> dict[str, Any]:
+    """A label of people's with the best response in place of ranks, of several at the first rank one by lot; as it is where all
+    are equal."""
+    ranks = row.get("ranks")
+    if ranks is None or len(set(ranks)) == 1:
         return row
-    best = preferred(row)
-    return row if best is None else {k: v for k, v in row.items() if k != "ranks"} | {"best": best}
+    first = [i for i, rank in enumerate(ranks) if rank == 1]
+    return {k: v for k, v in row.items() if k != "ranks"} | {"best": random.Random(row["id"]).choice(first)}

@@ -22,11 +22,11 @@ import yaml
 from pytorch_lightning import LightningModule, Trainer
 from tqdm import tqdm
 
-from .files import append_jsonl, check, whole_lines
+from .files import append_jsonl, bad, whole_lines
 from .fit import parsed, run_fit
 from .folders import point
 from .generation import seed_for
-from .labelers import all_alike, answer, answers_file, answers_of_people, as_labelled, compare, request
+from .labelers import all_alike, answer, answers_file, answers_of_people, answers_problem, compare, request, unreadable, with_best
 from .models import LM, find_lm, load_on_device, precision_problems, run_context
 from .ppo import PPOModule
 from .records import Prompt, read_prompts
@@ -186,13 +186,12 @@ class Collector:
         if self.people is None or not self.asked:
             return
         rows = [row for _, rows in self.asked for row in rows]
-        said = answers_of_people(self.output / "labels" / "requests.jsonl", self.people, rows)
-        told = iter([as_labelled(row, "best_of_n") for row in said])
+        said = [with_best(row) for row in answers_of_people(self.output / "labels" / "requests.jsonl", self.people, rows)]
+        if equal := [row["id"] for row in said if "best" not in row]:
+            raise bad(str(self.people), "ranks", f"nothing preferred in {', '.join(equal)}", "a best one; label these again")
+        told = iter(said)
         for file, rows in self.asked:
-            labels = list(islice(told, len(rows)))
-            for row in labels:
-                check("best" in row, row.get("ranks"), f"{self.people}: the answer to {row['id']}", "ranks", "a best one")
-            append_jsonl(file, labels)
+            append_jsonl(file, list(islice(told, len(rows))))
 
 
 # -------------------------------------------------------------------------------------------------------------- rounds
@@ -275,6 +274,8 @@ def online(
     }  # fmt: skip
     problems += [f"{k}: found {v}, expected at least {low}" for k, (v, low) in least.items() if v < low]
     problems += precision_problems(precision)
+    if problem := answers_problem(labeler):
+        problems.append(problem)
     stages: dict[str, tuple[list[str], type[StageModule]]] = {"reward": (reward, RewardModule), "ppo": (ppo, PPOModule)}
     for stage, (configs, made) in stages.items():
         missing = [f"{stage}: {f}: no such file" for f in configs if not Path(f).is_file()]
@@ -292,8 +293,7 @@ def online(
         raise UsageError("\n".join(problems))
     find_lm(lm)
     queries = list(read_prompts(prompts).placed())
-    if answers_file(labeler) is None:
-        problems += call_problems(labeler, queries)
+    problems += call_problems(labeler, queries) if answers_file(labeler) is None else unreadable(queries)
     asked, held_queries = held_out_prompts([query for _, query in queries], val_labels / (total_labels + val_labels))
     if not (asked and held_queries):
         problems.append(f"prompts: {prompts}: found {len(queries)}, too few different ones to hold any out for validation")
@@ -301,7 +301,8 @@ def online(
         raise UsageError("\n".join(problems))
     folder = Path(output)
     _same_options(folder / "online.json", {**options, "task": vars(task)})
-    info = RunInfo("online", seed, options, [prompts])
+    people = answers_file(labeler)
+    info = RunInfo("online", seed, options, [prompts, *([people] if people is not None else [])])
     starts = round_starts(iterations, rounds)
     shares = [(labels_wanted(s * ppo_batch_size, total_episodes, first_labels, total_labels)) for s in starts]
     held = [round(val_labels * (k + 1) / rounds) for k in range(rounds)]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import resource
 import shlex
+import signal
+import socket
 import threading
 import urllib.error
 import urllib.request
@@ -14,15 +17,17 @@ from typing import Any
 
 import pytest
 
+from eval.__main__ import main as eval_main
 from eval.judges import read_verdicts
 from lightning_rlhf import labeling
 from lightning_rlhf.cli import main, parse_function
-from lightning_rlhf.files import DataError, whole_lines
-from lightning_rlhf.labelers import answers_of_people, as_labelled, label
-from lightning_rlhf.labeling import Item, Labels, LabelServer, chosen, items_of_responses, items_of_samples
+from lightning_rlhf.files import DataError, append_jsonl, whole_lines
+from lightning_rlhf.labelers import answers_of_people, label, with_best
+from lightning_rlhf.labeling import Elsewhere, Item, Labels, LabelServer, chosen, items_of_responses, items_of_samples
 from lightning_rlhf.records import read_comparisons
 from lightning_rlhf.tasks import Task, UsageError
 
+READ = 450  # ms, after which the page takes a choice
 EVIL = "<script>window.ran = 1</script><img src=x onerror='window.ran = 2'>"
 
 
@@ -176,15 +181,33 @@ def test_picks_that_are_no_label(tmp_path: Path, type_: str, picks: list[Any]) -
 
 def test_what_was_shown_stays_until_it_is_labelled() -> None:
     labels = Labels(four(), Path("none"))
-    assert labels.next("anna") is labels.next("anna") is labels.items[0]
+    assert labels.next("anna") is labels.next("anna") in labels.items
+
+
+def test_labelers_see_the_items_in_orders_of_their_own(tmp_path: Path) -> None:
+    labels = Labels(four(6), tmp_path / "l.jsonl", votes=2)
+    seen: dict[str, list[Any]] = {"anna": [], "ben": []}
+    for labeler, keys in seen.items():
+        while (item := labels.next(labeler)) is not None:
+            keys.append(item.key)
+            labels.add(labeler, [0], 1)
+    assert sorted(seen["anna"]) == sorted(seen["ben"]) == sorted(i.key for i in labels.items)
+    assert seen["anna"] != seen["ben"]
 
 
 def test_two_labelers_do_not_label_the_same(tmp_path: Path) -> None:
     labels = Labels(four(2), tmp_path / "l.jsonl")
-    assert labels.next("anna", 0) is labels.items[0]
-    assert labels.next("ben", 0) is labels.items[1]
+    first, second = labels.next("anna", 0), labels.next("ben", 0)
+    assert first is not second
     assert labels.next("cleo", 0) is None
-    assert labels.next("cleo", labeling.LENT + 1) is labels.items[0]  # whoever went away does not block
+    later = labels.next("cleo", labeling.LENT + 1)  # whoever went away does not block
+    assert later in (first, second)
+    labels.expect("cleo", labels.number[later.key])  # type: ignore[union-attr]
+    labels.add("cleo", [0], 1)
+    for labeler, item in (("anna", first), ("ben", second)):
+        if item is later:
+            with pytest.raises(Elsewhere, match="this was labelled or changed elsewhere"):
+                labels.expect(labeler, labels.number[item.key])  # type: ignore[union-attr]
 
 
 def test_votes_are_of_different_labelers(tmp_path: Path) -> None:
@@ -199,28 +222,59 @@ def test_votes_are_of_different_labelers(tmp_path: Path) -> None:
 
 def test_put_off_items_come_last(tmp_path: Path) -> None:
     labels = Labels(four(3), tmp_path / "l.jsonl")
+    put_off = []
     for _ in range(2):
-        labels.next("anna")
+        put_off.append(labels.next("anna").key[0])  # type: ignore[union-attr]
         labels.put_off("anna")
     seen = []
     while (item := labels.next("anna")) is not None:
         seen.append(item.key[0])
         labels.add("anna", [0], 1)
-    assert seen == ["i2", "i0", "i1"]
+    assert len(set(seen)) == 3
+    assert seen[1:] == put_off
 
 
 def test_the_last_label_can_be_taken_back(tmp_path: Path) -> None:
     labels = Labels(four(3), tmp_path / "l.jsonl")
-    assert not labels.undo("anna")
+    labels.undo("anna")  # nothing
+    first = labels.next("anna")
     for labeler in ("anna", "ben"):
         labels.next(labeler)
         labels.add(labeler, [0], 1)
     labels.next("anna")
-    assert labels.undo("anna")
+    labels.undo("anna")
     assert [r["labeler"] for r in rows(tmp_path / "l.jsonl")] == ["ben"]
-    assert labels.next("anna") is labels.items[0]
+    assert labels.next("anna") is first
     labels.add("anna", [3], 1)
     assert [r["labeler"] for r in rows(tmp_path / "l.jsonl")] == ["ben", "anna"]
+
+
+def test_an_undo_that_cannot_be_written_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = Labels(four(2), tmp_path / "l.jsonl")
+    labels.next("anna")
+    labels.add("anna", [0], 1)
+
+    def full(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(labeling, "write_jsonl", full)
+    with pytest.raises(OSError, match="No space"):
+        labels.undo("anna")
+    assert (labels.done, len(rows(tmp_path / "l.jsonl"))) == (1, 1)
+
+
+def test_a_full_disk_leaves_no_half_line(tmp_path: Path) -> None:
+    file = write(tmp_path / "l.jsonl", [{"a": 1}])
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (16, before[1]))
+        with pytest.raises(OSError, match="File too large"):
+            append_jsonl(file, [{"b": "x" * 100}])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert rows(file) == [{"a": 1}]
 
 
 # ---- the file ----
@@ -232,14 +286,15 @@ def test_a_further_run_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str
     labels.next("anna")
     done = labels.add("anna", [1], 1)
     other = {**done, "id": "of another file"}
-    file.write_bytes(b"".join(json.dumps(r).encode() + b"\n" for r in (other, done)) + b'{"id": "i')
+    another = {**done, "responses": ["s0", "s1", "s2", "s3"]}  # of another run, by the same id
+    file.write_bytes(b"".join(json.dumps(r).encode() + b"\n" for r in (other, another, done)) + b'{"id": "i')
     with pytest.warns(UserWarning, match="half a line at the end .9 bytes. was taken off"):
         again = Labels(four(3), file)
-    assert "1 of its labels are of other items, and stay there" in capsys.readouterr().out
+    assert "2 of its labels are of other items, and stay there" in capsys.readouterr().out
     assert (again.done, again.wanted) == (1, 3)
-    assert again.next("anna") is again.items[1]
-    assert again.undo("anna")
-    assert rows(file) == [other]
+    assert again.next("anna").key != (done["id"],)  # type: ignore[union-attr]
+    again.undo("anna")
+    assert rows(file) == [other, another]
 
 
 def test_labels_of_another_type_are_refused(tmp_path: Path) -> None:
@@ -251,9 +306,11 @@ def test_labels_of_another_type_are_refused(tmp_path: Path) -> None:
     items = items_of_samples(str(samples(tmp_path / "s.jsonl")), None, None)
     with pytest.raises(DataError, match="l.jsonl:1: field 'winner'"):
         Labels(items, tmp_path / "l.jsonl")
-    write(tmp_path / "n.jsonl", [{"id": "i0", "best": 0}])
-    with pytest.raises(DataError, match="n.jsonl:1: field 'labeler': found null, expected a name"):
+    write(tmp_path / "n.jsonl", [{"id": "i0", "best": 0, "labeler": 3}])
+    with pytest.raises(DataError, match="n.jsonl:1: field 'labeler': found 3, expected a name"):
         Labels(four(), tmp_path / "n.jsonl")
+    (tmp_path / "hand.jsonl").write_text('{"id": "i0", "best": 0}', encoding="utf-8")  # by hand: no name, no line end
+    assert Labels(four(), tmp_path / "hand.jsonl").done == 1
 
 
 def test_half_a_line_is_taken_off(tmp_path: Path) -> None:
@@ -262,6 +319,9 @@ def test_half_a_line_is_taken_off(tmp_path: Path) -> None:
     file.write_bytes(b'{"a": 1}\n{"a": 2}\n{"a"')
     with pytest.warns(UserWarning, match="half a line at the end .4 bytes. was taken off"):
         assert whole_lines(file) == 2
+    assert file.read_bytes() == b'{"a": 1}\n{"a": 2}\n'
+    file.write_bytes(b'{"a": 1}\n{"a": 2}')
+    assert whole_lines(file) == 2  # whole, without its end
     assert file.read_bytes() == b'{"a": 1}\n{"a": 2}\n'
 
 
@@ -297,17 +357,33 @@ def test_requests(tmp_path: Path) -> None:
         status, told = post(server, "next", labeler="anna")
         assert status == 200
         assert {k: v for k, v in told.items() if k != "responses"} == {
-            "done": 0, "wanted": 1, "mine": 0, "prompt": "ask 0", "type": "pair",
+            "done": 0, "wanted": 1, "mine": 0, "item": 0, "prompt": "ask 0", "type": "pair",
         }  # fmt: skip
         assert sorted(told["responses"]) == ["rlhf says 0", "zero says 0"]
-        assert post(server, "label", labeler="anna", picks=[5], seconds=1)[0] == 400
-        assert post(server, "label", labeler="anna", picks="0", seconds=1)[1]["error"].startswith("found ")
-        assert "labeler: found" in post(server, "next", labeler=" ")[1]["error"]
+        assert post(server, "label", labeler="anna", item=0, picks=[5], seconds=1)[0] == 400
+        assert post(server, "label", labeler="anna", item=0, picks="0", seconds=1)[1]["error"].startswith("found ")
+        assert post(server, "label", labeler="anna", item=0, picks=[0], seconds=-1)[1]["error"].startswith("found ")
+        for name in (" ", "a\nb", "x" * 81, None):
+            assert "the name: found" in post(server, "next", labeler=name)[1]["error"]
+        assert post(server, "next", labeler="نیلو‌فر")[0] == 200  # with a joiner, as names have
         assert "expected /next" in post(server, "nothing", labeler="anna")[1]["error"]
         assert post(server, "next", labeler="x" * (1 << 16))[0] == 400
-        status, told = post(server, "label", labeler="anna", picks=[0], seconds=2.5)
+        post(server, "next", labeler="anna")
+        status, told = post(server, "label", labeler="anna", item=0, picks=[0], seconds=2.5)
         assert (status, told) == (200, {"done": 1, "wanted": 1, "mine": 1})
     assert [v.seconds for v in read_verdicts(tmp_path / "v.jsonl")] == [2.5]
+
+
+def test_what_another_tab_labelled_is_not_labelled_again(tmp_path: Path) -> None:
+    with serving(Labels(four(3), tmp_path / "l.jsonl")) as server:
+        shown = post(server, "next", labeler="anna")[1]["item"]  # in two tabs
+        after = post(server, "label", labeler="anna", item=shown, picks=[0], seconds=1)[1]
+        for action in ("label", "later", "undo"):
+            told = post(server, action, labeler="anna", item=shown, picks=[1], seconds=1)[1]
+            assert "labelled" in told["error"]
+            assert (told["item"], told["done"]) == (after["item"], 1)
+        assert post(server, "undo", labeler="anna", item=after["item"])[1]["item"] == shown
+    assert rows(tmp_path / "l.jsonl") == []
 
 
 def test_nobody_labels_without_the_key(tmp_path: Path) -> None:
@@ -328,11 +404,11 @@ def test_a_label_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(labeling, "append_jsonl", full)
     with serving(Labels(four(), tmp_path / "l.jsonl")) as server:
-        post(server, "next", labeler="anna")
-        status, told = post(server, "label", labeler="anna", picks=[0], seconds=1)
-        assert (status, "No space left" in told["error"]) == (500, True)
+        shown = post(server, "next", labeler="anna")[1]["item"]
+        status, told = post(server, "label", labeler="anna", item=shown, picks=[0], seconds=1)
+        assert (status, "nothing was written: [Errno 28] No space left" in told["error"]) == (400, True)
         monkeypatch.undo()
-        assert post(server, "label", labeler="anna", picks=[0], seconds=1)[1]["done"] == 1  # the same item still stands there
+        assert post(server, "label", labeler="anna", item=shown, picks=[0], seconds=1)[1]["done"] == 1  # it still stands there
 
 
 # ---- in Chromium ----
@@ -361,19 +437,23 @@ def test_pairs_are_labelled_by_mouse_and_keys(chromium: Any, tmp_path: Path) -> 
         assert "zero" not in page.inner_text("header")
         texts = page.eval_on_selector_all("article .text", "nodes => nodes.map(n => n.innerText)")
         assert page.inner_text("#question") == f"Kinder? {EVIL}"
-        page.click("article:nth-of-type(2) button")
+        page.wait_for_timeout(READ)
+        page.dblclick("article:nth-of-type(2) button")  # the second click is not of the next item
         page.wait_for_selector("#count:text-is('1 of 4 labels')")
         (row,) = rows(file)
         assert row["winner"] == "b"
         assert texts[1].startswith(f"{row['policy_b']} {row['id'][1:]} ")
         for number, key in ((2, "1"), (3, "0"), (2, "z"), (3, "2"), (4, "0")):
+            page.wait_for_timeout(READ)
+            page.keyboard.press(key)
             page.keyboard.press(key)
             page.wait_for_selector(f"#count:text-is('{number} of 4 labels')")
         assert [r["winner"] for r in rows(file)] == ["b", "a", "b", "tie"]
-        assert page.inner_text("#end") == "There is nothing left for you to label. Thank you."
+        assert page.inner_text("#end") == "All is labelled. Thank you."
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
         assert page.evaluate("window.ran") is None
         assert {t for t in page.told if not t.startswith("127.0.0.1")} == set()
+        page.wait_for_timeout(READ)
         page.click("#finish")
         page.wait_for_selector("text=You can close this page")
 
@@ -383,16 +463,36 @@ def test_ranks_are_given_in_turn(chromium: Any, tmp_path: Path) -> None:
     with serving(Labels(four(2), file, "ranked"), "anna") as server:
         page = open_page(chromium, server)
         page.wait_for_selector("article")
-        for key in ("4", "1", "1", "2"):  # the second 1 takes the rank off again
+        page.wait_for_timeout(READ)
+        page.keyboard.press("Enter")  # nothing is picked
+        page.click("article:nth-of-type(4) button")  # which has the focus then
+        for key in ("1", "1", "2"):  # the second 1 takes the rank off again
             page.keyboard.press(key)
         assert [b.split()[0] for b in page.locator("article button").all_inner_texts()] == ["Next", "Rank", "Next", "Rank"]
         page.keyboard.press("Enter")
         page.wait_for_selector("#count:text-is('1 of 2 labels')")
         (row,) = rows(file)
         assert [row["ranks"][i] for i in row["shown"]] == [3, 2, 3, 1]
+        page.wait_for_timeout(READ)
         page.keyboard.press("s")  # the only one that is left comes again
-        page.wait_for_timeout(100)
+        page.wait_for_timeout(READ)
         assert page.locator("article").count() == 4
+        page.click("text=All are equal")
+        page.wait_for_selector("#count:text-is('2 of 2 labels')")
+        assert rows(file)[1]["ranks"] == [1, 1, 1, 1]
+
+
+def test_a_page_of_a_command_that_ended_says_so(chromium: Any, tmp_path: Path) -> None:
+    with serving(Labels(four(2), tmp_path / "l.jsonl"), "anna") as server:
+        page = open_page(chromium, server)
+        page.wait_for_selector("article")
+        page.wait_for_timeout(READ)
+        server.token = "another"  # as after a start on the same port
+        page.keyboard.press("1")
+        page.wait_for_selector("#problem:text-is('The command was started again: open its new address.')")
+    page.keyboard.press("1")
+    page.wait_for_selector("#problem:has-text('No answer.')")
+    assert not (tmp_path / "l.jsonl").exists()
 
 
 # ---- the command ----
@@ -402,7 +502,13 @@ def test_ranks_are_given_in_turn(chromium: Any, tmp_path: Path) -> None:
     ((), "responses, samples: found None and None, expected one of the two"),
     (("--responses", "r", "--votes", "0", "--limit", "0"), "votes: found 0, expected at least 1\nlimit: found 0"),
     (("--responses", "r", "--baselines", '["zero"]'), "baselines: found ['zero'], expected it with samples alone"),
-    (("--samples", "s", "--label_type", "ranked"), "label_type: found True, expected it with responses alone"),
+    (("--samples", "s", "--label_type", "ranked"), "label_type: found ranked, expected it with responses alone"),
+    (("--responses", "r", "--labeler", "x" * 81), "expected 1 to 80 characters"),
+    (("--responses", "r", "--output", ""), "output: found '', expected a file of JSON lines, not zipped"),
+    (("--responses", "r", "--output", "l.jsonl.gz"), "output: found 'l.jsonl.gz', expected a file of JSON lines, not zipped"),
+    (("--responses", "l.jsonl", "--output", "l.jsonl"), "output: found 'l.jsonl', which is the file of responses"),
+    (("--responses", "r", "--output", "/proc/nope/l.jsonl"), "output: /proc/nope: cannot be made"),
+    (("--responses", "r", "--host", "no such host"), "r:1: found no such file"),
     (("--responses", "none.jsonl"), "none.jsonl:1: found no such file"),
 ])  # fmt: skip
 def test_options_that_are_refused(refused: Callable[..., str], tmp_path: Path, flags: tuple[str, ...], message: str) -> None:
@@ -434,9 +540,38 @@ def test_the_command_serves_until_it_is_finished(
     assert "3 of 3 labels, 0 of them new" in capsys.readouterr().out
 
 
+def test_ctrl_c_is_told_where_labels_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(server: LabelServer) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(labeling.LabelServer, "serve_forever", interrupt)
+    good = write(tmp_path / "r.jsonl", [{"prompt": "p", "responses": ["a", "b"]}])
+    with pytest.raises(SystemExit) as stopped:
+        main(["label", "--responses", str(good), "--output", str(tmp_path / "l.jsonl"), "--host", "::1"])
+    assert stopped.value.code == 130
+
+
+def test_the_address_of_every_host(tmp_path: Path) -> None:
+    for host, shown in (("127.0.0.1", "127.0.0.1"), ("::1", "[::1]"), ("0.0.0.0", socket.gethostname())):
+        server = LabelServer((host, 0), Labels(four(), tmp_path / "l.jsonl"), "?", None)
+        assert server.url == f"http://{shown}:{server.server_address[1]}/?key={server.token}"
+        server.server_close()
+
+
 def _label_all(server: LabelServer) -> None:
-    while "prompt" in server.answer("next", {"labeler": "anna"}):
-        server.answer("label", {"labeler": "anna", "picks": [0], "seconds": 1})
+    while "prompt" in (shown := server.answer("next", {"labeler": "anna"})):
+        server.answer("label", {"labeler": "anna", "item": shown["item"], "picks": [0], "seconds": 1})
+
+
+def test_a_folder_that_the_sample_step_made(tiny_run: Path, tmp_path: Path) -> None:
+    prompts = write(tmp_path / "prompts.jsonl", [{"id": i, "prompt": "Once. Twice. Thrice."} for i in range(3)])
+    policies = json.dumps({"one": "lead-1", "two": "lead-2", "supervised": None, "zero-shot": None, "rlhf": None})
+    configs = Path(__file__).resolve().parent.parent / "configs/sentiment"
+    words = [w for f in ("eval.yaml", "stories260k/eval.yaml") for w in ("--config", str(configs / f))]
+    words += ["--run_dir", str(tmp_path), "--output", str(tmp_path / "out"), "--prompts", str(prompts), "--policies", policies]
+    nothing = [w for name in ("second_draw", "comparisons", "reference", "learned_reward") for w in (f"--{name}", "null")]
+    eval_main(["sample", *words, *nothing])
+    assert len(items_of_samples(str(tmp_path / "out/samples"), None, None)) == 3
 
 
 # ---- labels that people give, in the pipeline ----
@@ -466,25 +601,44 @@ def test_labels_wait_for_people_and_then_go_on(tiny_run: Path, tmp_path: Path) -
     assert {r["id"] for r in train + val} == {r["id"] for r in requests} - {tied}  # which prefers nothing
     assert all(r["ranks"] == told[r["id"]]["ranks"] and r["labeler"] == "anna" for r in train)
     assert all(r["best"] == told[r["id"]]["ranks"].index(1) and "ranks" not in r for r in val)
-    chosen_first = {r["prompt"]: r["responses"][r["ranks"].index(1)] for r in train}
-    demonstrations = {d["prompt"]: d["completion"] for d in rows(output / "demonstrations.train.jsonl")}
-    assert len(demonstrations) == 6
-    assert chosen_first.items() <= demonstrations.items()
+    demonstrations = [(d["prompt"], d["completion"]) for d in rows(output / "demonstrations.train.jsonl")]
+    assert demonstrations == [(r["prompt"], r["responses"][r["ranks"].index(1)]) for r in train]
+    assert str(answers) in json.loads((output / "run.json").read_text(encoding="utf-8"))["data"]
     assert not list(output.glob("*.part"))
 
 
 def test_answers_of_people(tmp_path: Path) -> None:
     asked = [{"id": "a", "prompt": "p", "responses": ["x", "y"]}, {"id": "b", "prompt": "p", "responses": ["x", "x"]}]
-    answers = lambda *given: answers_of_people(tmp_path / "q.jsonl", write(tmp_path / "a.jsonl", list(given)), asked)  # noqa: E731
+    def answers(*given: dict[str, Any], label_type: str = "best_of_n") -> list[dict[str, Any]]:
+        return answers_of_people(tmp_path / "q.jsonl", write(tmp_path / "a.jsonl", list(given)), asked, label_type)
+
     found = answers({"id": "a", "best": 0}, {"id": "z", "best": 9}, {"id": "a", "best": 1, "labeler": "ben", "shown": [1, 0]})
     assert found == [{**asked[0], "best": 1, "labeler": "ben"}, {**asked[1], "best": 0}]  # the last one; equal ones need none
-    with pytest.raises(DataError, match="a.jsonl:1: field 'responses': found .*, expected those that were asked about"):
+    with pytest.raises(UsageError, match="1 of 1 comparisons wait for .*; 1 of its answers are about other responses: run"):
         answers({"id": "a", "best": 0, "responses": ["x", "z"]})
+    with pytest.raises(UsageError, match="--output .*a.jsonl --label_type ranked`, then the same command again"):
+        answers({"id": "z", "best": 0}, label_type="ranked")
     for wrong in ([1], [2, 3], [1, 0], "1"):
         with pytest.raises(DataError, match="a.jsonl:1: field 'ranks': found .*, expected 2 integers from 1, the best, to 2"):
             answers({"id": "a", "ranks": wrong})
-    with pytest.raises(DataError, match="the answer to a: field 'ranks': found only best, expected ranks"):
-        as_labelled(answers({"id": "a", "best": 0})[0], "ranked")
+    with pytest.raises(DataError, match="field 'best': found 0, expected ranks: label with --label_type ranked into another"):
+        answers({"id": "a", "best": 0}, label_type="ranked")
+
+
+def test_the_best_of_several_at_the_first_rank_is_drawn() -> None:
+    drawn = [with_best({"id": f"i{k}", "ranks": [1, 1, 1, 4]})["best"] for k in range(60)]
+    assert {k: drawn.count(k) > 8 for k in range(4)} == {0: True, 1: True, 2: True, 3: False}
+    assert with_best({"id": "a", "ranks": [1, 1]}) == {"id": "a", "ranks": [1, 1]}
+
+
+def test_token_ids_are_nothing_that_people_read(tiny_run: Path, tmp_path: Path, no_models: None) -> None:
+    for split in ("train", "val"):
+        write(tmp_path / f"{split}.jsonl", [{"prompt": [5, 6, 7]}])
+    with pytest.raises(DataError, match="train.jsonl:1: field 'prompt': found token ids, expected a text or messages"):
+        label("stories260k", Task(), str(tmp_path), str(tmp_path / "o"), f"file:{tmp_path / 'a.jsonl'}")
+    for wrong in ("file:", f"file:{tmp_path}"):
+        with pytest.raises(UsageError, match="labeler: found 'file:.*', expected file:PATH, a file of answers that"):
+            label("stories260k", Task(), str(tmp_path), str(tmp_path / "o"), wrong)
 
 
 def test_people_rate_nothing(tiny_run: Path, tmp_path: Path) -> None:

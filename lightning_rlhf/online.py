@@ -26,8 +26,9 @@ from .files import append_jsonl, bad, whole_lines
 from .fit import parsed, run_fit
 from .folders import point
 from .generation import seed_for
-from .labelers import all_alike, answer, answers_file, answers_of_people, answers_problem, compare, request, unreadable, with_best
+from .labelers import answer, compare
 from .models import LM, find_lm, load_on_device, precision_problems, run_context
+from .people import all_alike, answers_file, answers_of_people, answers_problem, request, unreadable, with_best
 from .ppo import PPOModule
 from .records import Prompt, read_prompts
 from .reward import RewardModule

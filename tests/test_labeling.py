@@ -22,8 +22,9 @@ from eval.judges import read_verdicts
 from lightning_rlhf import labeling
 from lightning_rlhf.cli import main, parse_function
 from lightning_rlhf.files import DataError, append_jsonl, whole_lines
-from lightning_rlhf.labelers import answers_of_people, label, with_best
+from lightning_rlhf.labelers import label
 from lightning_rlhf.labeling import Elsewhere, Item, Labels, LabelServer, chosen, items_of_responses, items_of_samples
+from lightning_rlhf.people import answers_of_people, with_best
 from lightning_rlhf.records import read_comparisons
 from lightning_rlhf.tasks import Task, UsageError
 

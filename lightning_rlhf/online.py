@@ -294,7 +294,8 @@ def online(
         raise UsageError("\n".join(problems))
     find_lm(lm)
     queries = list(read_prompts(prompts).placed())
-    problems += call_problems(labeler, queries) if answers_file(labeler) is None else unreadable(queries)
+    people = answers_file(labeler)
+    problems += call_problems(labeler, queries) if people is None else unreadable(queries)
     asked, held_queries = held_out_prompts([query for _, query in queries], val_labels / (total_labels + val_labels))
     if not (asked and held_queries):
         problems.append(f"prompts: {prompts}: found {len(queries)}, too few different ones to hold any out for validation")
@@ -302,7 +303,6 @@ def online(
         raise UsageError("\n".join(problems))
     folder = Path(output)
     _same_options(folder / "online.json", {**options, "task": vars(task)})
-    people = answers_file(labeler)
     info = RunInfo("online", seed, options, [prompts, *([people] if people is not None else [])])
     starts = round_starts(iterations, rounds)
     shares = [(labels_wanted(s * ppo_batch_size, total_episodes, first_labels, total_labels)) for s in starts]

@@ -19,11 +19,12 @@ import pytest
 
 from eval.__main__ import main as eval_main
 from eval.judges import read_verdicts
-from lightning_rlhf import labeling
+from lightning_rlhf import label_items, labeling
 from lightning_rlhf.cli import main, parse_function
 from lightning_rlhf.files import DataError, append_jsonl, whole_lines
+from lightning_rlhf.label_items import Elsewhere, Item, Labels, chosen, items_of_responses, items_of_samples
 from lightning_rlhf.labelers import label
-from lightning_rlhf.labeling import Elsewhere, Item, Labels, LabelServer, chosen, items_of_responses, items_of_samples
+from lightning_rlhf.labeling import LabelServer
 from lightning_rlhf.people import answers_of_people, with_best
 from lightning_rlhf.records import read_comparisons
 from lightning_rlhf.tasks import Task, UsageError
@@ -201,7 +202,7 @@ def test_two_labelers_do_not_label_the_same(tmp_path: Path) -> None:
     first, second = labels.next("anna", 0), labels.next("ben", 0)
     assert first is not second
     assert labels.next("cleo", 0) is None
-    later = labels.next("cleo", labeling.LENT + 1)  # whoever went away does not block
+    later = labels.next("cleo", label_items.LENT + 1)  # whoever went away does not block
     assert later in (first, second)
     labels.expect("cleo", labels.number[later.key])  # type: ignore[union-attr]
     labels.add("cleo", [0], 1)
@@ -258,7 +259,7 @@ def test_an_undo_that_cannot_be_written_changes_nothing(tmp_path: Path, monkeypa
     def full(*args: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(labeling, "write_jsonl", full)
+    monkeypatch.setattr(label_items, "write_jsonl", full)
     with pytest.raises(OSError, match="No space"):
         labels.undo("anna")
     assert (labels.done, len(rows(tmp_path / "l.jsonl"))) == (1, 1)
@@ -403,7 +404,7 @@ def test_a_label_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pyt
     def full(*args: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(labeling, "append_jsonl", full)
+    monkeypatch.setattr(label_items, "append_jsonl", full)
     with serving(Labels(four(), tmp_path / "l.jsonl")) as server:
         shown = post(server, "next", labeler="anna")[1]["item"]
         status, told = post(server, "label", labeler="anna", item=shown, picks=[0], seconds=1)

@@ -29,7 +29,6 @@ from lightning_rlhf.people import answers_of_people, with_best
 from lightning_rlhf.records import read_comparisons
 from lightning_rlhf.tasks import Task, UsageError
 
-READ = 450  # ms, after which the page takes a choice
 EVIL = "<script>window.ran = 1</script><img src=x onerror='window.ran = 2'>"
 
 
@@ -426,6 +425,11 @@ def open_page(chromium: Any, server: LabelServer, **context: Any) -> Any:
     return page
 
 
+def ready(page: Any) -> None:
+    """Wait until what is shown stood there for long enough that the page takes a choice."""
+    page.wait_for_selector("body[aria-busy=false]")
+
+
 def test_pairs_are_labelled_by_mouse_and_keys(chromium: Any, tmp_path: Path) -> None:
     asked = [(p, k) for p in ("zero", "rlhf") for k in range(4)]
     told = [dict(id=f"q{k}", policy=p, prompt=f"{EVIL} {k}", response=f"{p} {k} {EVIL}") for p, k in asked]
@@ -439,14 +443,14 @@ def test_pairs_are_labelled_by_mouse_and_keys(chromium: Any, tmp_path: Path) -> 
         assert "zero" not in page.inner_text("header")
         texts = page.eval_on_selector_all("article .text", "nodes => nodes.map(n => n.innerText)")
         assert page.inner_text("#question") == f"Kinder? {EVIL}"
-        page.wait_for_timeout(READ)
+        ready(page)
         page.dblclick("article:nth-of-type(2) button")  # the second click is not of the next item
         page.wait_for_selector("#count:text-is('1 of 4 labels')")
         (row,) = rows(file)
         assert row["winner"] == "b"
         assert texts[1].startswith(f"{row['policy_b']} {row['id'][1:]} ")
         for number, key in ((2, "1"), (3, "0"), (2, "z"), (3, "2"), (4, "0")):
-            page.wait_for_timeout(READ)
+            ready(page)
             page.keyboard.press(key)
             page.keyboard.press(key)
             page.wait_for_selector(f"#count:text-is('{number} of 4 labels')")
@@ -455,7 +459,7 @@ def test_pairs_are_labelled_by_mouse_and_keys(chromium: Any, tmp_path: Path) -> 
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
         assert page.evaluate("window.ran") is None
         assert {t for t in page.told if not t.startswith("127.0.0.1")} == set()
-        page.wait_for_timeout(READ)
+        ready(page)
         page.click("#finish")
         page.wait_for_selector("text=You can close this page")
 
@@ -465,7 +469,7 @@ def test_ranks_are_given_in_turn(chromium: Any, tmp_path: Path) -> None:
     with serving(Labels(four(2), file, "ranked"), "anna") as server:
         page = open_page(chromium, server)
         page.wait_for_selector("article")
-        page.wait_for_timeout(READ)
+        ready(page)
         page.keyboard.press("Enter")  # nothing is picked
         page.click("article:nth-of-type(4) button")  # which has the focus then
         for key in ("1", "1", "2"):  # the second 1 takes the rank off again
@@ -475,9 +479,9 @@ def test_ranks_are_given_in_turn(chromium: Any, tmp_path: Path) -> None:
         page.wait_for_selector("#count:text-is('1 of 2 labels')")
         (row,) = rows(file)
         assert [row["ranks"][i] for i in row["shown"]] == [3, 2, 3, 1]
-        page.wait_for_timeout(READ)
+        ready(page)
         page.keyboard.press("s")  # the only one that is left comes again
-        page.wait_for_timeout(READ)
+        ready(page)
         assert page.locator("article").count() == 4
         page.click("text=All are equal")
         page.wait_for_selector("#count:text-is('2 of 2 labels')")
@@ -488,10 +492,11 @@ def test_a_page_of_a_command_that_ended_says_so(chromium: Any, tmp_path: Path) -
     with serving(Labels(four(2), tmp_path / "l.jsonl"), "anna") as server:
         page = open_page(chromium, server)
         page.wait_for_selector("article")
-        page.wait_for_timeout(READ)
+        ready(page)
         server.token = "another"  # as after a start on the same port
         page.keyboard.press("1")
         page.wait_for_selector("#problem:text-is('The command was started again: open its new address.')")
+        ready(page)
     page.keyboard.press("1")
     page.wait_for_selector("#problem:has-text('No answer.')")
     assert not (tmp_path / "l.jsonl").exists()

@@ -19,7 +19,7 @@ from torch import Tensor
 from .chat import first_in_messages, need_template, rendered
 from .files import is_there
 from .loader import BatchLoader
-from .models import load_tokenizer
+from .models import load_tokenizer, positions_of
 from .records import (
     Comparison,
     DataError,
@@ -143,6 +143,7 @@ class StageData(L.LightningDataModule):
         if not hasattr(self, "tokenizer"):
             self.tokenizer = load_tokenizer(self.tokenizer_name)
             self.resolved = task_tokens(self.task, self.tokenizer)
+            self.positions = positions_of(self.tokenizer_name)
         return self.resolved
 
     def setup(self, stage: str | None = None) -> None:
@@ -164,9 +165,15 @@ class StageData(L.LightningDataModule):
             raise DataError(f"{where}: field '{field}': found the token id {unknown[0]}, expected {expected}")
         return ids
 
-    def answer_ids(self, text: Any, where: str, field: str) -> list[int]:
-        """A completion as token ids. Raises DataError."""
-        return self.known_ids(encode_continuation(self.tokenizer, text), text, where, field)
+    def answer_ids(self, query: list[int], text: Any, where: str, field: str) -> list[int]:
+        """A completion as token ids. Raises DataError, also where the model has too few positions for it after its `query`."""
+        ids = self.known_ids(encode_continuation(self.tokenizer, text), text, where, field)
+        if self.positions is not None and len(query) + len(ids) > self.positions:
+            raise DataError(
+                f"{where}: field '{field}': found {len(ids)} tokens after {len(query)} of its prompt, expected at most "
+                f"{self.positions} together, which are the positions of {self.tokenizer_name}"
+            )
+        return ids
 
     def query_ids(self, text: Any, where: str) -> list[int]:
         """A record's prompt as token ids, at most `query_length` of them. Raises DataError where it is longer."""
@@ -281,8 +288,8 @@ class SFTData(StageData):
     def item(self, record: Demonstration, where: str) -> tuple[list[int], list[int]]:
         """A record → (prompt ids as the policy sees them, response ids)."""
         record = rendered(record, self.tokenizer, where)
-        query = self.query_ids(record.prompt, where)
-        return policy_prompt(query, self.resolved), self.answer_ids(record.completion, where, "completion")
+        prompt = policy_prompt(self.query_ids(record.prompt, where), self.resolved)
+        return prompt, self.answer_ids(prompt, record.completion, where, "completion")
 
     def weight(self, item: tuple[list[int], list[int]]) -> int:
         """Tokens that are predicted: the response's, but a first one without anything before it."""
@@ -359,7 +366,7 @@ class PreferenceData(StageData):
         """A record → its ids and its label."""
         record = rendered(record, self.tokenizer, where)
         query = bos_ids(self.tokenizer) + self.query_ids(self.shortened(record.prompt), where)
-        responses = [self.answer_ids(r, where, f"responses[{i}]") for i, r in enumerate(record.responses)]
+        responses = [self.answer_ids(query, r, where, f"responses[{i}]") for i, r in enumerate(record.responses)]
         return Judged(query, responses, record.best, record.ranks, record.ratings, record.margin)
 
     def shortened(self, prompt: Any) -> Any:
@@ -375,7 +382,7 @@ class PreferenceData(StageData):
         for where, found in self.references:
             record = rendered(found, self.tokenizer, where)
             query = bos_ids(self.tokenizer) + self.query_ids(self.shortened(record.prompt), where)
-            rows.append(query + self.answer_ids(record.completion, where, "completion"))
+            rows.append(query + self.answer_ids(query, record.completion, where, "completion"))
         return rows
 
     @staticmethod

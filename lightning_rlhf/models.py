@@ -160,10 +160,15 @@ def start_of(found: str) -> str | None:
     return None if base == found else base
 
 
+def positions_of(name: str) -> int | None:
+    """The positions of a model that has a table of them (GPT-2); None: of any other, which reads on."""
+    return None if find_lm(name).endswith(".gguf") else getattr(config_of(name), "n_positions", None)
+
+
 def position_problems(name: str, task: Task) -> list[str]:
-    """Whether a prompt of the task and its response are more than the positions of a model that has a table of them (GPT-2)."""
+    """Whether a prompt of the task and its response are more than the positions of a model that has a table of them."""
     try:
-        most = None if find_lm(name).endswith(".gguf") else getattr(config_of(name), "n_positions", None)
+        most = positions_of(name)
         if most is None:
             return []
         resolved = task_tokens(task, load_tokenizer(name))

@@ -71,10 +71,16 @@ class LearnedReward(nn.Module):
         Args:
             rows: n of them.
             group: So many rows after one another share their beginning, which is then read once.
+
+        Raises:
+            UsageError: A row of more tokens than the model has positions (GPT-2).
         """
+        most, longest = getattr(self.scalar.trunk.config, "n_positions", None), max(map(len, rows), default=1)
+        if most is not None and longest > most:
+            raise UsageError(f"reward {self.directory}: found a text of {longest} tokens, expected at most its {most} positions")
         device = self.scalar.gain.device
         scores = []
-        many = self.batch_size if self.even else rows_at_once(device.type, self.batch_size, max(map(len, rows), default=1))
+        many = self.batch_size if self.even else rows_at_once(device.type, self.batch_size, longest)
         size = max(1, many // group) * group
         for first in range(0, len(rows), size):
             tokens, mask = (x.to(device) for x in pad_batch(rows[first : first + size], 0, "right"))

@@ -17,14 +17,16 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from lightning_rlhf import ppo_networks
-from lightning_rlhf.data import ComparisonBatch, PreferenceData, PromptBatch, PromptData, SFTBatch, SFTData
+from lightning_rlhf.data import ComparisonBatch, DataError, PreferenceData, PromptBatch, PromptData, SFTBatch, SFTData
 from lightning_rlhf.generation import Drawn
-from lightning_rlhf.models import position_problems
+from lightning_rlhf.models import load_lm, position_problems
 from lightning_rlhf.ppo import PPOModule, Rollout
 from lightning_rlhf.reward import RewardModule
+from lightning_rlhf.scalar import ScalarModel, save_reward
+from lightning_rlhf.scoring import LearnedReward
 from lightning_rlhf.sft import SFTModule
 from lightning_rlhf.stage import StageCheckpoint
-from lightning_rlhf.tasks import Task
+from lightning_rlhf.tasks import Task, UsageError
 
 FIXED = Task(name="toy", query_length=12, start_text=None, response_length=6, truncate_text=" a", truncate_after=1)
 EOS = Task(name="toy", query_length=12, start_text=None, response_length=6, truncate_text=None, truncate_after=0)
@@ -311,3 +313,24 @@ def test_a_prompt_with_its_affixes_fits_the_table_of_positions(tmp_path: Path) -
     (problem,) = position_problems(policy, replace(task, query_suffix=" TL;DR:"))
     assert "found 24 and 8, beside 7 tokens of task.query_prefix and task.query_suffix" in problem
     assert "has 32 positions" in problem
+
+
+def test_a_completion_fits_the_table_of_positions(tmp_path: Path) -> None:
+    """A text of 33 tokens where there are 32 positions: told with its line before training, and by the reward."""
+    policy, long = bare(tmp_path / "model"), "b" * 29
+    task = Task(query_length=24, response_length=8, start_text=None, end_text=None, truncate_text=None)
+    shown = [{"prompt": "aaa", "completion": long}, {"prompt": "aaaa", "completion": long}]
+    data: SFTData | PreferenceData = SFTData(write(tmp_path / "sft.jsonl", shown), tokenizer=policy, task=task)
+    told = r":2: field 'completion': found 29 tokens after 4 of its prompt, expected at most 32 together"
+    with pytest.raises(DataError, match=told):
+        data.setup()
+    judged = [{"prompt": "aaaa", "responses": ["b", long], "best": 0}]
+    data = PreferenceData(write(tmp_path / "labels.jsonl", judged), tokenizer=policy, task=task)
+    with pytest.raises(DataError, match=r":1: field 'responses\[1\]': found 29 tokens after 4"):
+        data.setup()
+    lm = load_lm(policy)
+    save_reward(tmp_path / "reward", ScalarModel(lm.model.base_model, 16, std=1.0), lm.tokenizer, {"task": "toy"})
+    reward = LearnedReward(str(tmp_path / "reward"))
+    assert len(reward(["aaa"], [long])) == 1
+    with pytest.raises(UsageError, match="found a text of 33 tokens, expected at most its 32 positions"):
+        reward(["aaaa"], [long])

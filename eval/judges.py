@@ -7,7 +7,7 @@ A judge takes the rows (lines of `scores.jsonl`) of two policies, paired by prom
     verdicts:FILE           what people said (`FileJudge`): as many verdicts as the file has, by any number of judges
     lm:NAME                 a local causal LM (`eval.local.LocalModel`): the likelier of the answers "A" and "B"
     reward:DIR              the response that a reward directory scores higher (`RewardJudge`): one verdict a pair
-    server:MODEL@URL        an OpenAI-compatible server (`Server`), URL as in http://localhost:8000/v1; the key, where one is
+    server:MODEL@URL        an OpenAI-compatible server (`RemoteModel`), URL as in http://localhost:8000/v1; the key, where one is
                             needed, from the environment's OPENAI_API_KEY
 
 A language model is asked about each pair in both orders. Its answer counts only if it is A, B or TIE and nothing else; others
@@ -24,17 +24,16 @@ import json
 import math
 import os
 import re
-import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from eval.server import TIMEOUT, NoAnswer, Refused, post_json
-from lightning_rlhf.files import bad, check, read_jsonl, show
+from eval.remote import RemoteModel
+from eval.server import TIMEOUT
+from lightning_rlhf.files import bad, check, read_jsonl
 from lightning_rlhf.tasks import UsageError
 
 Row = Mapping[str, Any]
@@ -371,84 +370,6 @@ class AskedJudge(Judge):
         return found
 
 
-class Server:
-    """An OpenAI-compatible chat/completions server, asked at temperature 0 with bounded retries and time-outs.
-
-    A time-out, a broken connection, status 408, 429 or 5xx, and a reply that is not a completion are tried again after 1, 2, 4 …
-    times `pause` seconds; then the question has no answer, nor has one that the server refuses for itself (status 400, 413 or
-    422: too long, say). `patience` questions without an answer in a row, or any other status, stop the run; what was answered by
-    then is kept.
-    """
-
-    def __init__(
-        self,
-        model: str,
-        url: str,
-        attempts: int = 4,
-        timeout: float = TIMEOUT,
-        pause: float = 1.0,
-        patience: int = 8,
-        workers: int = 4,
-    ) -> None:
-        self.model, self.url, self.identity = model, url.rstrip("/"), f"server {model}@{url.rstrip('/')}"
-        self.attempts, self.timeout, self.pause, self.patience, self.workers = attempts, timeout, pause, patience, workers
-        self.trouble = ""  # what went wrong last
-        self.seconds: dict[str, float] = {}
-        self.answered = 0  # questions so far
-
-    def __call__(self, questions: Sequence[str]) -> Iterator[str | None]:
-        """As `Answers`, `workers` questions at a time."""
-        missed = refused = 0
-        with ThreadPoolExecutor(self.workers) as pool:
-            for first in range(0, len(questions), self.workers):
-                stopped: BaseException | None = None  # raised when the others' answers are kept
-                for asked in [pool.submit(self.ask, question) for question in questions[first : first + self.workers]]:
-                    error = asked.exception()
-                    if isinstance(error, Refused):  # of this question alone; of all, where it has not answered any
-                        refused, self.trouble = refused + 1, str(error)
-                    else:
-                        stopped = stopped or error
-                    text = None if error is not None else asked.result()
-                    if error is None:
-                        missed = missed + 1 if text is None else 0
-                        self.answered += text is not None
-                    yield text
-                    wrong = missed >= self.patience or (not self.answered and refused >= self.patience)
-                    if wrong and stopped is None:
-                        raise UsageError(
-                            f"judge server {self.url}: {max(missed, refused)} questions in a row got no answer ({self.trouble}); "
-                            "what was answered is kept, and the same command goes on from there"
-                        )
-                if stopped is not None:
-                    raise stopped
-
-    def ask(self, question: str) -> str | None:
-        """The answer to one question, or None.
-
-        Raises:
-            UsageError: The server refuses (401, 404, …): asking again would not help. `Refused`: it refuses this question.
-        """
-        body = {"model": self.model, "temperature": 0, "max_tokens": 16, "messages": [{"role": "user", "content": question}]}
-        waits = [self.pause * 2**n for n in range(self.attempts - 1)]
-        url, key = f"{self.url}/chat/completions", os.environ.get("OPENAI_API_KEY")
-        began = time.perf_counter()
-        try:
-            return post_json(url, body, key, waits=waits, timeout=self.timeout, parse=_content)
-        except NoAnswer as trouble:
-            self.trouble = str(trouble)
-            return None
-        finally:
-            self.seconds[question] = round(time.perf_counter() - began, 3)
-
-
-def _content(answer: Any) -> str:
-    """The text of a chat completion."""
-    text = answer["choices"][0]["message"]["content"]
-    if not isinstance(text, str):
-        raise TypeError(f"the reply's content is {show(text)}")
-    return text
-
-
 # ------------------------------------------------------------------------------------------------------------- by name
 
 
@@ -500,6 +421,6 @@ def load_judge(name: str, folder: Path, batch_size: int = 8, precision: str = "3
 
         model = LocalModel(rest, batch_size, precision)
     else:
-        model = Server(rest.rpartition("@")[0], rest.rpartition("@")[2], timeout=timeout)
+        model = RemoteModel(rest.rpartition("@")[0], rest.rpartition("@")[2], timeout=timeout)
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     return AskedJudge(name, model, folder / f"{slug}.jsonl")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
-import pickle
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,15 +20,15 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.utils._python_dispatch import _disable_current_modes
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.activations import NewGELUActivation
 
+from .checkpoints import Checkpoint, is_checkpoint, read_checkpoint
 from .files import file_sha256
 from .folders import atomic_directory
 from .logprobs import logits_of
 from .logprobs import token_logprobs as token_logprobs  # part of what this file offers
-from .lora import LoRA, adapter_base, add_lora, merge_start, plain_copy, save_adapter, without_adapter
+from .lora import adapter_base, add_lora, merge_start, plain_copy, save_adapter, without_adapter
 from .memory import to_dtype
 from .tasks import Task, UsageError, task_tokens
 from .tokens import PAD
@@ -184,59 +183,6 @@ def position_problems(name: str, task: Task) -> list[str]:
 
 
 # ------------------------------------------------------------------------------------------------------- checkpoints
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """The policy in a stage's checkpoint: what trained, and what it belongs in."""
-
-    start: str  # the model that training began from
-    start_hash: str | None  # of its weights then (`weights_hash`), where the command line kept it
-    lora: LoRA | None
-    trainable_layers: int | None
-    frozen: torch.dtype  # of the weights that did not train
-    weights: dict[str, Tensor]  # by name in the model; mapped from the file, not read yet
-
-
-def is_checkpoint(found: str) -> bool:
-    """Whether what `find_lm` found is a checkpoint."""
-    return Path(found).is_file() and not found.endswith(".gguf")
-
-
-def checkpoint_content(file: str | Path) -> dict[str, Any] | None:
-    """What is in a checkpoint: plain values, and tensors that are mapped from the file; None where it is not whole, or none."""
-    try:
-        with _disable_current_modes():  # an estimate counts what is made, and what is mapped takes no memory
-            saved = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, pickle.UnpicklingError):
-        return None  # the last ones where bytes were damaged
-    return saved if isinstance(saved, dict) else None
-
-
-def read_checkpoint(file: str) -> Checkpoint:
-    """The policy in a file that `StageCheckpoint`, or another callback of Lightning's, wrote. Nothing in it is run.
-
-    Raises:
-        UsageError: It is no whole checkpoint, or of another stage than sft and ppo.
-    """
-    saved = checkpoint_content(file)
-    stage = (saved or {}).get("stage")
-    name, given = (stage.get("name"), stage.get("options")) if isinstance(stage, dict) else (None, None)
-    options = {k.removeprefix("model."): v for k, v in given.items()} if isinstance(given, dict) else {}
-    named = re.fullmatch(r"(.+?)(?: \((weights [0-9a-f]{12}|not found)\))?", str(options.get("policy", "")))
-    if saved is None or name not in ("sft", "ppo") or named is None:
-        of = f"a checkpoint of {f'the stage {name!r}' if name else 'no stage'}"
-        found = "a file that is no whole checkpoint" if saved is None else of
-        raise UsageError(
-            f"model {file!r}: found {found}, expected a directory, a .gguf file or a checkpoint of the stage sft or ppo"
-        )
-    start, then = named.groups()
-    lora = {k.removeprefix("lora."): v for k, v in options.items() if k.startswith("lora.")}
-    prefix = "policy."
-    weights = {k.removeprefix(prefix): v for k, v in saved.get("state_dict", {}).items() if k.startswith(prefix)}
-    half = {v.dtype for v in weights.values()} - {torch.float32}  # all of a stage at precision bf16-true
-    frozen = half.pop() if half else getattr(torch, options.get("frozen_dtype") or "float32")
-    return Checkpoint(start, then, LoRA(**lora) if lora else None, options.get("trainable_layers"), frozen, weights)
 
 
 def _check_start(name: str, checkpoint: Checkpoint) -> None:

@@ -14,10 +14,11 @@ import pytorch_lightning as L
 import torch
 from pytorch_lightning.utilities import rank_zero_warn
 
+from .checkpoints import checkpoint_content
 from .files import content, file_sha256
 from .folders import put_in_place, remove, unwritable
 from .lora import LoRA
-from .models import SHARDS, checkpoint_content, weights_hash
+from .models import SHARDS, weights_hash
 from .runinfo import RunInfo
 from .scoring import is_learned
 from .sharding import (

@@ -19,13 +19,13 @@ from eval.judges import (
     AskedJudge,
     FileJudge,
     ScoreJudge,
-    Server,
     find_judge,
     gives_verdicts,
     load_judge,
     parse_answer,
     read_verdicts,
 )
+from eval.remote import RemoteModel
 from lightning_rlhf.files import DataError
 from lightning_rlhf.models import load_lm
 from lightning_rlhf.scalar import ScalarModel, save_reward
@@ -86,8 +86,8 @@ def double(monkeypatch: pytest.MonkeyPatch) -> Iterator[Double]:
     found.server.server_close()
 
 
-def server(double: Double, **options: Any) -> Server:
-    return Server("m", double.url, **{"pause": 0.0, "timeout": 5.0, "workers": 1, **options})
+def server(double: Double, **options: Any) -> RemoteModel:
+    return RemoteModel("m", double.url, **{"pause": 0.0, "timeout": 5.0, "workers": 1, **options})
 
 
 def prefers(policy: str) -> Callable[[str, int], Reply]:
@@ -273,7 +273,7 @@ def test_a_server_that_speaks_no_http() -> None:
                     client.sendall(b"what?\r\n\r\n")
 
         threading.Thread(target=babble, daemon=True).start()
-        judge = Server("m", f"http://127.0.0.1:{listener.getsockname()[1]}", attempts=2, pause=0)
+        judge = RemoteModel("m", f"http://127.0.0.1:{listener.getsockname()[1]}", attempts=2, pause=0)
         assert judge.ask("?") is None
         assert "BadStatusLine" in judge.trouble
 
@@ -344,7 +344,7 @@ def test_a_refusal_is_told_at_once(double: Double, tmp_path: Path) -> None:
 
 
 def test_no_server(tmp_path: Path) -> None:
-    judge = AskedJudge("s", Server("m", "http://127.0.0.1:9/v1", attempts=2, pause=0, patience=2), tmp_path / "s.jsonl")
+    judge = AskedJudge("s", RemoteModel("m", "http://127.0.0.1:9/v1", attempts=2, pause=0, patience=2), tmp_path / "s.jsonl")
     with pytest.raises(UsageError, match="2 questions in a row got no answer .*refused"):
         judge(rows("x", 3), rows("y", 3))
 
@@ -354,20 +354,20 @@ def test_other_texts_are_other_questions(double: Double, tmp_path: Path) -> None
     judge(rows("x", 1), rows("y", 1))
     judge([row(0, "x", "new text")], rows("y", 1))
     assert len(double.seen) == 4
-    AskedJudge("s", Server("other", double.url, pause=0), tmp_path / "s.jsonl")(rows("x", 1), rows("y", 1))
+    AskedJudge("s", RemoteModel("other", double.url, pause=0), tmp_path / "s.jsonl")(rows("x", 1), rows("y", 1))
     assert len(double.seen) == 6
 
 
 def test_the_file_is_not_ours(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="field 'question': found null, expected a string"):
-        AskedJudge("s", Server("m", "http://127.0.0.1:9"), Path(write(tmp_path / "s.jsonl", RECORD)))
+        AskedJudge("s", RemoteModel("m", "http://127.0.0.1:9"), Path(write(tmp_path / "s.jsonl", RECORD)))
     broken = write(tmp_path / "t.jsonl", {**RECORD, "question": "q", "winner": 1})
     with pytest.raises(DataError, match="field 'winner': found 1"):
-        AskedJudge("s", Server("m", "http://127.0.0.1:9"), Path(broken))
+        AskedJudge("s", RemoteModel("m", "http://127.0.0.1:9"), Path(broken))
 
 
 def test_texts_only(tmp_path: Path) -> None:
-    judge = AskedJudge("s", Server("m", "http://127.0.0.1:9"), tmp_path / "s.jsonl")
+    judge = AskedJudge("s", RemoteModel("m", "http://127.0.0.1:9"), tmp_path / "s.jsonl")
     with pytest.raises(DataError, match=r"sample '0' of policy 'x': field 'response': found \[1, 2\], expected a text"):
         judge.check([{**row(0, "x"), "response": [1, 2]}])
 
@@ -380,10 +380,10 @@ def test_judges_by_name(tmp_path: Path) -> None:
     assert isinstance(load_judge("verdicts:" + write(tmp_path / "v.jsonl", RECORD), tmp_path), FileJudge)
     asked = load_judge("server:org/model:1@http://localhost:8000/v1/", tmp_path)
     assert isinstance(asked, AskedJudge)
-    assert isinstance(asked.model, Server)
+    assert isinstance(asked.model, RemoteModel)
     assert (asked.model.model, asked.model.url, asked.model.timeout) == ("org/model:1", "http://localhost:8000/v1", 300.0)
     impatient = load_judge("server:org/model:1@http://localhost:8000/v1/", tmp_path, timeout=2.5)
-    assert isinstance(impatient, AskedJudge) and isinstance(impatient.model, Server) and impatient.model.timeout == 2.5
+    assert isinstance(impatient, AskedJudge) and isinstance(impatient.model, RemoteModel) and impatient.model.timeout == 2.5
     assert (impatient.model.identity, impatient.path) == (asked.model.identity, asked.path)
     assert asked.path == tmp_path / "server-org-model-1-http-localhost-8000-v1.jsonl"
     local = load_judge("lm:stories260k", tmp_path)

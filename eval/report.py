@@ -27,24 +27,11 @@ from eval.markdown import render_markdown
 from eval.measures import interval_of
 from eval.methods import METHODS
 from eval.outcomes import Outcomes, Won, by_score, shared_keys
-from eval.text import mean_of, name_of
+from eval.text import judge_name, mean_of
 from eval.winrate import holm, mean_interval, win_rate
 
 __all__ = ["build_report", "render_html", "render_markdown", "write_report"]
 
-JUDGES = {"known": "the known reward", "learned": "the learned reward model"}
-KNOWN = {  # what a known reward is, in words
-    "rouge": "the mean F1 of ROUGE-1, -2 and -L against the reference",
-    "sentiment": "log p(positive) of a small sentiment classifier",
-    "descriptiveness": "how physical the words are, from a lexicon fitted on novels",
-}
-MEASURED = {
-    "rouge1": "F1 of words shared with the reference",
-    "rouge2": "F1 of pairs of words shared with the reference",
-    "rougeL": "F1 of the longest common subsequence with the reference",
-    "rougeLsum": "F1 of the longest common subsequences with the reference, sentence by sentence",
-}
-ASKED = {"verdicts": "the verdicts in {}", "lm": "the language model {}", "server": "the language model {}"}
 Row = Mapping[str, Any]
 Report = dict[str, Any]
 
@@ -383,20 +370,6 @@ def _rewards(provenance: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 # ---- small helpers ----
-
-
-def judge_name(judge: str, reward: str | None = None) -> str:
-    """Who judges, in words; `reward`: the name of the known or learned reward."""
-    kind, colon, rest = judge.partition(":")
-    if colon and kind in ASKED:
-        return ASKED[kind].format({"verdicts": Path(rest).name, "lm": rest, "server": rest.rpartition("@")[0]}[kind])
-    if reward is not None and judge == "known":
-        words = KNOWN.get(reward.removeprefix("known:"))
-        return f"the known reward {reward}{f' ({words})' if words else ''}"
-    if reward is not None and judge == "learned":
-        return f"the learned reward model {Path(reward).name}"
-    name = name_of(judge) + (f" ({MEASURED[judge]})" if judge in MEASURED else "")
-    return JUDGES.get(judge, name if name != judge else f"the score “{judge}”")
 
 
 def _axis(rows: Sequence[Row]) -> str:

@@ -1,6 +1,7 @@
 """How a report writes numbers and names: a true minus sign, en dashes, an em dash for what is missing, long names shortened."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 NOTHING = "—"
@@ -24,6 +25,24 @@ NAMES = {
     "truncated": "Cut off",
     "no_stop": "No stop",
     "longer": "The longer response",
+}
+JUDGES = {"known": "the known reward", "learned": "the learned reward model"}
+KNOWN = {  # what a known reward is, in words
+    "rouge": "the mean F1 of ROUGE-1, -2 and -L against the reference",
+    "sentiment": "log p(positive) of a small sentiment classifier",
+    "descriptiveness": "how physical the words are, from a lexicon fitted on novels",
+}
+MEASURED = {
+    "rouge1": "F1 of words shared with the reference",
+    "rouge2": "F1 of pairs of words shared with the reference",
+    "rougeL": "F1 of the longest common subsequence with the reference",
+    "rougeLsum": "F1 of the longest common subsequences with the reference, sentence by sentence",
+}
+ASKED = {
+    "verdicts": "the verdicts in {}",
+    "reward": "the reward model {}",
+    "lm": "the language model {}",
+    "server": "the language model {}",
 }
 SHORT = 24  # characters of a name in a plot, a column's head, a matrix
 SHARES = frozenset({"copied", "refusal", "empty", "truncated", "no_stop", "cut"})  # written as percentages
@@ -62,6 +81,20 @@ def name_of(figure: str) -> str:
         return NAMES[figure]
     start, _, n = figure.rpartition("_")
     return {"novel": f"{n}-grams not in the source", "distinct": f"Distinct-{n} within"}.get(start, figure)
+
+
+def judge_name(judge: str, reward: str | None = None) -> str:
+    """Who judges, in words; `reward`: the name of the known or learned reward."""
+    kind, colon, rest = judge.partition(":")
+    if colon and kind in ASKED:
+        return ASKED[kind].format({"lm": rest, "server": rest.rpartition("@")[0]}.get(kind, Path(rest).name))
+    if reward is not None and judge == "known":
+        words = KNOWN.get(reward.removeprefix("known:"))
+        return f"the known reward {reward}{f' ({words})' if words else ''}"
+    if reward is not None and judge == "learned":
+        return f"the learned reward model {Path(reward).name}"
+    name = name_of(judge) + (f" ({MEASURED[judge]})" if judge in MEASURED else "")
+    return JUDGES.get(judge, name if name != judge else f"the score “{judge}”")
 
 
 def shortened(name: str, most: int = SHORT, head: int | None = None) -> str:

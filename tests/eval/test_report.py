@@ -17,8 +17,8 @@ from eval.browser import SCRIPT, SCRIPT_HASH
 from eval.curves import read_curves, stage_curves
 from eval.methods import METHODS
 from eval.plots import frontier_plot, gold_plot, line_chart, ticks
-from eval.report import build_report, judge_name, render_html, render_markdown, write_report
-from eval.text import interval, p_text, percent, short_names, signed
+from eval.report import build_report, render_html, render_markdown, write_report
+from eval.text import interval, judge_name, p_text, percent, short_names, signed
 from eval.winrate import mean_interval, paired_outcomes, win_rate
 
 SECOND = "zero-shot (second draw)"
@@ -138,6 +138,7 @@ def test_numbers_are_those_of_the_functions() -> None:
 
 def test_judges_in_words() -> None:
     assert judge_name("server:@cf/meta/llama@http://x/v1") == "the language model @cf/meta/llama"
+    assert judge_name("reward:out/gold") == "the reward model gold"
     assert judge_name("lm:Qwen/X") == "the language model Qwen/X"
     assert judge_name("verdicts:a/votes.jsonl") == "the verdicts in votes.jsonl"
     assert judge_name("gold:v2") == "the score “gold:v2”" and judge_name("rougeL").startswith("ROUGE-L (F1 of")

@@ -120,7 +120,8 @@ class RLHFCLI(LightningCLI):
         problems = guard_problems(given.get("guard_comparisons"), given.get("guard_pairs"), directory)
         asked, got = str(config["trainer"]["precision"]), str(self.trainer.precision)
         if asked in ("16-mixed", "16") and got not in ("16-mixed", "16"):  # Lightning changes it with no more than a warning
-            problems.append(f"trainer.precision: found {asked}, which is not to be had on this device; {got} is, or 32-true")
+            missing = f"trainer.precision: found {asked}, which is not to be had on this device; {got} is, or 32-true"
+            problems += self.model.precision_problems(asked) or [missing]
         for check in (
             self.datamodule.check,
             lambda: self.model.check(self.datamodule, self.trainer, bool(resume) or self.config.subcommand == "validate"),

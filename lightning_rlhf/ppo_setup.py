@@ -185,6 +185,17 @@ class PPOSetup(StageModule):
 
     # ------------------------------------------------------------------------------------------------------- set-up
 
+    def precision_problems(self, precision: str) -> list[str]:
+        """Neither float16 nor weights in half precision."""
+        if precision in ("16", "16-mixed", "16-true"):
+            return [
+                f"trainer.precision: found {precision}; PPO is refused under it, because the gradient scaler skips optimizer "
+                "steps while the schedule and the KL controller go on; use bf16-mixed or 32-true"
+            ]
+        if precision.endswith("-true") and precision != "32-true":
+            return [f"trainer.precision: found {precision}, expected 32-true or bf16-mixed: sampling is float32"]
+        return []
+
     def check(self, data: Any, trainer: Any, resuming: bool) -> list[str]:
         """Every problem that the options alone show."""
         problems = super().check(data, trainer, resuming)
@@ -198,13 +209,6 @@ class PPOSetup(StageModule):
         held_out = data.records.get("val", [])
         if self.metrics and held_out and all(record.reference is None for _, record in held_out):
             problems.append("model.metrics: given, and no prompt of data.val has a reference to compare with")
-        if str(trainer.precision) in ("16", "16-mixed", "16-true"):
-            problems.append(
-                f"trainer.precision: found {trainer.precision}; PPO is refused under it, because the gradient scaler skips "
-                "optimizer steps while the schedule and the KL controller go on; use bf16-mixed or 32-true"
-            )
-        if str(trainer.precision).endswith("-true") and str(trainer.precision) != "32-true":
-            problems.append(f"trainer.precision: found {trainer.precision}, expected 32-true or bf16-mixed: sampling is float32")
         if is_sharding(getattr(trainer, "strategy", None)) and self.trainable_layers is not None:
             problems.append(
                 f"model.trainable_layers: found {self.trainable_layers} with ModelParallelStrategy, under which each network is "

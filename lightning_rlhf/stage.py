@@ -81,7 +81,12 @@ class StageModule(L.LightningModule):
         if data.files.get("val") and data.records.get("train") and type(interval) is int and each and interval > data.batches:
             found = f"{interval}, and {data.batches} training batches"
             problems.append(f"trainer.val_check_interval: found {found}, expected at most as many")
+        problems += self.precision_problems(str(getattr(trainer, "precision", "32-true")))
         return problems + sharding_problems(getattr(trainer, "strategy", None), trainer.world_size)
+
+    def precision_problems(self, precision: str) -> list[str]:
+        """What speaks against a `trainer.precision`, in words."""
+        return []
 
     def share(self, count: int, batch_idx: int) -> float:
         """What this rank's mean loss of a batch counts for, by its `count` of items.

@@ -18,13 +18,12 @@ from scipy.stats import binom
 
 from eval.winrate import bradley_terry, length_controlled, win_rate
 
-CELLS = [  # outcomes, outcomes a prompt, rate, share of ties, correlation within a prompt
-    (n, size, rate, ties, icc)
-    for n in (50, 200, 1000)
-    for size, icc in ((1, 0.0), (2, 0.5), (5, 0.0), (5, 0.5))
-    for rate in (0.5, 0.7, 0.9)
-    for ties in (0.0, 0.15)
+CLUSTERS = ((2, 0.5), (5, 0.0), (5, 0.5))  # outcomes a prompt, correlation within a prompt
+SIZES = [  # outcomes, so many a prompt, correlation
+    *((n, size, icc) for n in (50, 200, 1000) for size, icc in ((1, 0.0), *CLUSTERS)),
+    *((n * size, size, icc) for n in (50, 200) for size, icc in CLUSTERS),  # n counted in prompts
 ]
+CELLS = [(n, size, rate, ties, icc) for n, size, icc in SIZES for rate in (0.5, 0.7, 0.9) for ties in (0.0, 0.15)]
 RESAMPLES = 1000  # of the bootstrap; all simulations of a cell have the same ones
 STRENGTHS = {"a": 1.0, "b": 0.5, "c": 0.0, "d": -1.5}
 

@@ -1,18 +1,12 @@
 """Cleaning of posts and articles before a query is cut, by the rules of 2019 (arXiv 1909.08593, its published data code).
 
-Deviations: (1) the Hub's articles are one line each, of which the by-line's rule would leave nothing and the stamp's could take
-all: there the by-line is `By . NAME .`, and a stamp ends with its first year; (2) encoding is fixed by `ftfy` where that package
-is installed (`pip install ftfy`), as in 2019. Without it only what cannot go wrong is done: one form of line ends, Unicode in
-composed form. `ENCODING` says which; run.json holds it.
+A deviation: the Hub's articles are one line each, of which the by-line's rule would leave nothing and the stamp's could take
+all: there the by-line is `By . NAME .`, and a stamp ends with its first year. Encoding is fixed by `ftfy`, as in 2019.
 """
 
 from __future__ import annotations
 
 import re
-import unicodedata
-from importlib import metadata, util
-
-ENCODING = f"ftfy {metadata.version('ftfy')}" if util.find_spec("ftfy") else "line ends and NFC only (ftfy is not installed)"
 
 _AGENCY = re.compile(r"\(CNN\) +--")
 _UPDATED = re.compile(r"UPDATED:\s+\d\d:\d\d.*20\d\d")  # the year is the last one on the stamp's line
@@ -22,12 +16,10 @@ _AND_LINE = re.compile(r"\Aand \w+\n")
 
 
 def fix_encoding(text: str) -> str:
-    """Undo wrong decoding (ftfy), or, without ftfy, only normalise line ends and composed characters."""
-    if util.find_spec("ftfy"):
-        from ftfy import fix_text
+    """Undo wrong decoding ("donâ€™t"); line ends, quotes and composed characters in one form."""
+    from ftfy import fix_text  # where it is needed: its tables take a while
 
-        return str(fix_text(text))
-    return unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n"))
+    return str(fix_text(text))
 
 
 def clean_tldr(text: str) -> str:

@@ -35,6 +35,7 @@ from .splits import normalised
 from .tasks import Task, TaskTokens, fields_2020, query_2020, task_tokens
 from .tokens import bos_ids, decode, encode, encode_continuation, pad_batch
 
+MAX_SKIPPED = 0.01  # share of a split's records that may be too long, as of those that no reader can use
 __all__ = ["Comparison", "DataError", "PreferenceData", "PromptData", "SFTData", "read_comparisons"]
 
 
@@ -151,8 +152,31 @@ class StageData(L.LightningDataModule):
         if not self.tokenised:
             self.read()
             self.prepare_tokens()
-            self.items = {split: [self.item(r, where) for where, r in records] for split, records in self.records.items()}
+            self.items = {split: self.tokenise(split) for split in self.records}
             self.tokenised = True
+
+    def tokenise(self, split: str) -> list[Any]:
+        """The items of a split. Records of too many tokens are left out with a warning where they are few and not `strict`.
+
+        Raises:
+            DataError: A record cannot be tokenised, or too many are too long.
+        """
+        items, kept, long = [], [], list[TooLong]()
+        for where, record in self.records[split]:
+            try:
+                items.append(self.item(record, where))
+                kept.append((where, record))
+            except TooLong as error:
+                long.append(error)
+        if not long:
+            return items
+        count, most = len(self.records[split]), max(error.found for error in long)
+        of = f"data.{split}: {len(long)} of {count} records have more tokens than fit, the longest {most}"
+        if self.strict or len(long) > MAX_SKIPPED * count:
+            raise DataError(f"{long[0]}\n{of}")
+        rank_zero_warn(f"{of}; they were left out: {'; '.join(str(e) for e in long[:8])}")
+        self.records[split] = kept
+        return items
 
     def item(self, record: Any, where: str) -> Any:
         """A record → what the loader hands on of it. Raises DataError."""
@@ -169,9 +193,10 @@ class StageData(L.LightningDataModule):
         """A completion as token ids. Raises DataError, also where the model has too few positions for it after its `query`."""
         ids = self.known_ids(encode_continuation(self.tokenizer, text), text, where, field)
         if self.positions is not None and len(query) + len(ids) > self.positions:
-            raise DataError(
+            raise TooLong(
                 f"{where}: field '{field}': found {len(ids)} tokens after {len(query)} of its prompt, expected at most "
-                f"{self.positions} together, which are the positions of {self.tokenizer_name}"
+                f"{self.positions} together, which are the positions of {self.tokenizer_name}",
+                len(query) + len(ids),
             )
         return ids
 
@@ -180,7 +205,8 @@ class StageData(L.LightningDataModule):
         ids = self.known_ids(encode(self.tokenizer, text), text, where, "prompt")
         if len(ids) > self.task.query_length:
             most = self.task.query_length
-            raise DataError(f"{where}: field 'prompt': found {len(ids)} tokens, expected at most task.query_length = {most}")
+            expected = f"expected at most task.query_length = {most}"
+            raise TooLong(f"{where}: field 'prompt': found {len(ids)} tokens, {expected}", len(ids))
         return ids
 
     def loader(
@@ -241,6 +267,14 @@ class StageData(L.LightningDataModule):
         self.resume_at = state_dict["train"]
         if self.train_loader is not None and self.resume_at:
             self.train_loader.load_state_dict(self.resume_at)
+
+
+class TooLong(DataError):
+    """A record of more tokens than the task or the model takes."""
+
+    def __init__(self, message: str, found: int) -> None:
+        super().__init__(message)
+        self.found = found
 
 
 def placed(path: str | None, read: Callable[..., RecordReader[Any]], strict: bool = False) -> list[tuple[str, Any]]:

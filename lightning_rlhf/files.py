@@ -168,9 +168,11 @@ def _json_array(file: str, chunk: int = 1 << 16) -> Iterator[tuple[int, Any]]:
             buffer, number = body[end:], number + 1
 
 
-# A CSV cell is text. These columns hold JSON (a number, a list, an object); empty cells there mean no value.
+# A CSV cell is text. These columns hold a number, a list or an object, as JSON or as Python prints them (pandas does); empty
+# cells there mean no value.
 _CSV_JSON = {"best", "ranks", "ratings", "rating", "margin", "responses", "score", "difference", "choice", "votes"}
-_CSV_JSON |= {"index", "seed", "scores"}
+_CSV_JSON |= {"index", "seed", "scores", "machine_summaries", "expert_annotations"}
+_CSV_JSON |= {"coherence", "consistency", "fluency", "relevance"}  # SummEval's axes
 _WHOLE = {"best", "ranks", "choice", "votes", "index", "seed"}  # integers, which a table holds as floats where some are null
 _CSV_OBJECTS = {"info", "summaries", "summary", "systems", "meta"}  # these may: an object, or a list of them
 _PRINTED_IDS = re.compile(r"\[\s*\d+(\s+\d+)*\s*\]")
@@ -194,14 +196,19 @@ def _cells(row: dict[str, str]) -> dict[str, Any]:
     found: dict[str, Any] = dict(row)
     for name, text in row.items():
         if name in _CSV_JSON:
-            with suppress(ValueError):
-                found[name] = _JSON.decode(text) if text.strip() else None
+            found[name] = next(_parsed(text), text) if text.strip() else None
         elif name in _CSV_OBJECTS and text[:1] in ("[", "{"):
-            with suppress(ValueError):
-                found[name] = _JSON.decode(text)
+            found[name] = next(_parsed(text), text)
         elif name in texts and isinstance(value := texts[name], list) and (in_ids or isinstance(value[0], dict)):
             found[name] = value
     return found
+
+
+def _parsed(text: str) -> Iterator[Any]:
+    """What a cell says as JSON, and what it says as Python, where it does."""
+    for parse in (_JSON.decode, ast.literal_eval):
+        with suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+            yield parse(text)
 
 
 def _ids_or_messages(text: str) -> Any:
@@ -210,9 +217,8 @@ def _ids_or_messages(text: str) -> Any:
         return text
     if _PRINTED_IDS.fullmatch(text):
         return [int(number) for number in text[1:-1].split()]
-    for parse in (_JSON.decode, ast.literal_eval):
-        with suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
-            value = parse(text)
+    for value in _parsed(text):
+        with suppress(TypeError):
             messages = all(isinstance(x, dict) and {"role", "content"} <= set(x) for x in value)
             if value and (messages or all(type(x) is int for x in value)):
                 return value

@@ -31,11 +31,12 @@ def within(model: Any, function: Callable[..., Any], *args: Any) -> Any:
 def token_logprobs(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> Tensor:
     """log softmax(logits / temperature) at the labels: (B, T, V), (B, T) → (B, T), float32 also for bf16 logits.
 
-    Raises ValueError for a temperature that is not above 0.
+    Raises ValueError for a temperature that is not above 0, IndexError for a label outside 0 … V − 1.
     """
     check_temperature(temperature)
     scaled = logits.float() / temperature
-    flat = F.cross_entropy(scaled.flatten(0, -2), labels.flatten().long(), reduction="none")
+    nothing = -(2**31)  # torch's own label to ignore, −100, would have log-prob 0 unseen
+    flat = F.cross_entropy(scaled.flatten(0, -2), labels.flatten().long(), reduction="none", ignore_index=nothing)
     return -flat.view(labels.shape)
 
 

@@ -37,8 +37,8 @@ def check_temperature(temperature: float) -> None:
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean over real entries; masked ones are never touched, whatever they hold."""
-    return torch.where(mask, values, 0.0).sum() / mask.sum()
+    """Mean over real entries, 0 where there is none; masked ones are never touched, whatever they hold."""
+    return torch.where(mask, values, 0.0).sum() / mask.sum().clamp_min(1)
 
 
 def whiten(values: Tensor, mask: Tensor | None = None, shift_mean: bool = True) -> Tensor:
@@ -128,12 +128,14 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor | None = No
 def full_kl(logits: Tensor, ref_logits: Tensor, temperature: float = 1.0) -> Tensor:
     """Exact KL(π, ρ) of the next token over the vocabulary, Σ_v π_v (log π_v − log ρ_v): (B, T, V) twice → (B, T) float32.
 
-    Both distributions are softmax(logits / temperature). Raises ValueError where shapes differ or the temperature is not above 0.
+    Both distributions are softmax(logits / temperature); a token that π cannot give counts 0. Raises ValueError where shapes
+    differ or the temperature is not above 0.
     """
     check_alike("full_kl", logits=logits, ref_logits=ref_logits)
     check_temperature(temperature)
     log_pi, log_rho = (torch.log_softmax(wide(x) / temperature, -1) for x in (logits, ref_logits))
-    return (log_pi.exp() * (log_pi - log_rho)).sum(-1)
+    log_ratio = torch.where(log_pi == -math.inf, 0.0, log_pi - log_rho)
+    return (log_pi.exp() * log_ratio).sum(-1)
 
 
 def penalised(scores: Tensor, kl: Tensor, mask: Tensor | None = None, *, kl_coef: float, level: str = "token") -> Tensor:
@@ -298,5 +300,5 @@ class AdaptiveKL(FixedKL):
         if not math.isfinite(kl):
             raise ValueError(f"AdaptiveKL.update: found a KL of {kl}, expected a finite number")
         error = min(0.2, max(-0.2, kl / self.target - 1.0))
-        self.coef *= 1.0 + error * episodes / self.horizon
+        self.coef *= 1.0 + error * int(episodes) / self.horizon
         return self.coef

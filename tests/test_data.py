@@ -328,3 +328,18 @@ def test_ids_that_the_tokenizer_does_not_have(tmp_path: Path) -> None:
     data = PreferenceData(str(file), LM, TASK)
     with pytest.raises(DataError, match=r"ids\.jsonl:1: field 'responses.1.': found the token id 50000, .*below 512"):
         data.setup()
+
+
+def test_records_of_too_many_tokens(tmp_path: Path) -> None:
+    """One in a hundred is left out and named; more of them, or `strict`, and the file is refused with their number."""
+    fits, long = {"prompt": "She ran.", "completion": " Off."}, {"prompt": "She ran." * 9, "completion": " Off."}
+    file = write(tmp_path / "a.jsonl", *[fits] * 60, long, *[fits] * 39)
+    data = SFTData(file, LM, TASK)
+    with pytest.warns(UserWarning, match=r"1 of 100 records .* the longest 44; they were left out: .*a.jsonl:61: field 'prompt'"):
+        data.setup()
+    assert len(data.items["train"]) == len(data.records["train"]) == 99 == len(data.train_dataloader()) * 32 - 29
+    with pytest.raises(DataError, match=r"a.jsonl:61: field 'prompt': found 44 tokens, .* = 12\ndata.train: 1 of 100"):
+        SFTData(file, LM, TASK, strict=True).setup()
+    many = write(tmp_path / "b.jsonl", *[fits] * 60, long, long)
+    with pytest.raises(DataError, match="data.train: 2 of 62 records"):
+        SFTData(many, LM, TASK).setup()

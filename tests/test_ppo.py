@@ -204,11 +204,26 @@ def test_kl_estimators_against_every_token_of_a_vocabulary() -> None:
     assert exact > 0.1
     assert full_kl(logits, ref, temperature).item() == pytest.approx(exact, rel=1e-5)
     assert full_kl(logits, logits.clone()).item() == pytest.approx(0.0, abs=1e-7)
+    never = torch.cat([logits, torch.full_like(logits[..., :1], -INF)], -1).requires_grad_()
+    without = full_kl(never, torch.cat([ref, torch.full_like(ref[..., :1], -INF)], -1), temperature)
+    without.sum().backward()
+    assert without.item() == pytest.approx(exact, rel=1e-5) and bool(never.grad.isfinite().all())
     means = {kind: (log_pi.exp() * kl_estimate(log_pi, log_rho, None, kind)).sum().item() for kind in ("k1", "k2", "k3")}
     assert means["k1"] == pytest.approx(exact, rel=1e-5)
     assert means["k3"] == pytest.approx(exact, rel=1e-5)
     assert means["k2"] == pytest.approx(0.5 * (log_pi.exp() * (log_pi - log_rho) ** 2).sum().item(), rel=1e-5)
     assert abs(means["k2"] - exact) > 1e-3
+
+
+def test_nothing_real_is_no_loss() -> None:
+    x, none = torch.randn(2, 3, requires_grad=True), torch.zeros(2, 3, dtype=torch.bool)
+    for found in (policy_loss(x, x.detach(), x.detach(), none), value_loss(x, x.detach(), x.detach(), none)):
+        loss = found[0] if isinstance(found, tuple) else found
+        assert loss.item() == 0.0
+
+
+def test_the_coefficient_stays_a_number() -> None:
+    assert type(AdaptiveKL(0.15, 6.0, 100).update(torch.tensor(3.0), torch.tensor(4))) is float  # type: ignore[arg-type]
 
 
 def test_another_estimator_is_refused() -> None:

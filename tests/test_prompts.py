@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from lightning_rlhf.models import load_tokenizer
-from lightning_rlhf.prompts import build_prompts, cut_queries
+from lightning_rlhf.prompts import LOST, build_prompts, cut_queries, queries_of
 from lightning_rlhf.records import DataError
-from lightning_rlhf.sources import texts_of
+from lightning_rlhf.sources import Source, texts_of
 from lightning_rlhf.splits import normalised
 from lightning_rlhf.tasks import Task, TaskTokens, UsageError, task_tokens
 
@@ -278,3 +280,22 @@ def test_options_reach_the_texts(tmp_path: Path) -> None:
 def test_new_options_are_checked(options: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=message):
         build_prompts(LM, TASK, str(tmp_path / "out"), **options)
+
+
+def test_a_query_that_ends_at_a_blank_line() -> None:
+    """In GPT-2's vocabulary two tokens in the middle of a text, one at its end; half a character is still lost."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merged = Tokenizer(models.BPE({c: i for i, c in enumerate([*alphabet, "\u010a\u010a"])}, [("\u010a", "\u010a")]))
+    merged.pre_tokenizer, merged.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=merged)
+    newline, both = alphabet.index("\u010a"), len(alphabet)
+    assert tokenizer.encode("a\n\nb")[1:3] == [newline, newline] and tokenizer.encode("a\n\n")[1:] == [both]
+    task = Task(query_length=12, start_text=None, end_text="\n")
+
+    def found(text: str, end: int | None, length: int = 12) -> list[tuple[str, str | None]]:
+        resolved = TaskTokens(start=None, end=end, truncate=None, prefix=(), suffix=())
+        queries = queries_of(iter([Source(text, "a:1")]), tokenizer, replace(task, query_length=length), resolved, "2019", 1)
+        return [(q.prompt, q.reason) for q in queries]
+
+    assert found("One.\n\nTwo.\n\nAnd three", newline) == [("One.\n\nTwo.\n\n", None)]
+    assert [reason for _, reason in found("caf\u00e9", None, 4)] == [LOST]

@@ -211,15 +211,16 @@ def test_a_label_file_of_2019_has_any_of_its_three_types(tmp_path, name):
         assert list(read_comparisons(write(tmp_path, record), "scalar_rating")) == [expected]
 
 
-@pytest.mark.parametrize("name", [name for name in FORMAT_CASES if not name.startswith("summeval in columns")])
-def test_each_format_in_csv(tmp_path, name):
-    """Cells that hold token ids, messages or objects as JSON are those; other texts stay texts."""
+@pytest.mark.parametrize("printed", [json.dumps, repr])
+@pytest.mark.parametrize("name", FORMAT_CASES)
+def test_each_format_in_csv(tmp_path, name, printed):
+    """Cells that hold token ids, messages or objects as JSON, or as Python prints them, are those; other texts stay texts."""
     record, expected = FORMAT_CASES[name]
     record = {k: v for k, v in record.items() if v is not None and k not in ("worker", "split", "by", "id")}
     with (tmp_path / "labels.csv").open("w", newline="", encoding="utf-8") as handle:
         writer = csv.DictWriter(handle, list(record))
         writer.writeheader()
-        writer.writerow({k: v if isinstance(v, str) else json.dumps(v) for k, v in record.items()})
+        writer.writerow({k: v if isinstance(v, str) else printed(v) for k, v in record.items()})
     (found,) = read_comparisons(tmp_path / "labels.csv")
     kept = {k: v for k, v in expected.meta.items() if k not in ("worker", "split", "by", "id") or k in record.get("meta", {})}
     assert replace(found, meta={}) == replace(expected, meta={})

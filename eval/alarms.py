@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from eval.measures import other_scripts
-from eval.text import mean_of, name_of, percent, score_mean, signed, summary_of, versus
+from eval.text import mean_of, name_of, p_text, percent, score_mean, signed, summary_of, versus
 
 BASELINE, SECOND_DRAW, SUPERVISED, MAIN = "zero-shot", "zero-shot (second draw)", "supervised", "rlhf"
 Report = Mapping[str, Any]
@@ -45,15 +45,18 @@ def headline(report: Report) -> str:
             f"On {report['n_prompts']} prompts the {main['name']} policy scored {score} by {judge}{distance}."
         )
     c = found[0]
-    share = f"{100 * c['rate']:.1f} % of {'verdicts' if report['verdicts'] else 'pairs'}"
-    if c["low"] > 0.5:
+    share = f"{100 * c['rate']:.1f} % of pairs"
+    if not c["low"] <= 0.5 <= c["high"] and c["p_value"] >= 0.05:
+        test = f"which its sign test does not confirm (p = {p_text(c['p_value'])})"
+        result = f"was {'ahead of' if c['rate'] > 0.5 else 'behind'} {c['b']}: it won {share}, {test}"
+    elif c["low"] > 0.5:
         result = f"beat {c['b']} in {share}"
     elif c["high"] < 0.5:
         result = f"lost to {c['b']}: it won {share}"
     else:
         result = f"could not be told apart from {c['b']}: it won {share}"
     bounds = f"95 % interval {_bounds(c)}"
-    start = f"On {c['prompts']} held-out prompts the {c['a']} policy {result}"
+    start = f"On {c['prompts']} prompts the {c['a']} policy {result}"
     others = [o for o in report["comparisons"] if o["a"] == report["main"] and o["b"] not in (report["baseline"], SECOND_DRAW)]
     others = [o for o in others if o["b"] in (SUPERVISED, "reference")] or others[:2]
     rest = "".join(f" Against {o['b']} it won {100 * o['rate']:.1f} % ({_bounds(o)})." for o in others)
@@ -193,10 +196,12 @@ def _about_agreement(report: Report) -> Iterator[Doubt]:
 def _about_headline(report: Report) -> Iterator[Doubt]:
     """A judge that is what the policies were optimised for."""
     judge, asked = report["judge"], _evaluation(report)
-    reward = judge.removeprefix("reward:") if judge.startswith("reward:") else asked.get("learned_reward")
-    if judge != "learned" and not judge.startswith("reward:"):
+    reward = judge.removeprefix("reward:") if judge.startswith("reward:") else asked.get(f"{judge}_reward")
+    if judge not in ("known", "learned") and not judge.startswith("reward:"):
         return
     start, end = "The judge is the reward that", "a win by it shows what was optimised, not that the responses are better."
+    if reward is None and judge == "known":
+        return
     if reward is None:  # the samples came with it
         yield _warning("judge is the reward", None, f"{start}, by its name, the policies were trained on: {end}")
         return

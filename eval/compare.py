@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.agreement import cohen_kappa, krippendorff_alpha
-from eval.judges import FileJudge, Judge, Row, Sample, Verdict
+from eval.judges import FileJudge, Judge, Row, Sample, ScoreJudge, Verdict
 from eval.outcomes import Won, key_of
 from eval.winrate import bradley_terry, holm, length_controlled, sample_size, win_rate
 from lightning_rlhf.files import DataError, bad
@@ -77,6 +77,12 @@ def compare(
         told = {(a, b): outcomes(given, a) for (a, b), given in verdicts.items()}
         won[name] = {pair: without_policies(found) for pair, (found, _) in told.items()}
         table, summary = judge_table(name, verdicts, told, samples, sorted({*DIFFERENCES, *differences}))
+        met = {pair: found for pair, (found, _) in told.items() if found}
+        if isinstance(judge, ScoreJudge):  # which says of any two policies who won
+            for a, b in policy_pairs(policies, None):
+                if (a, b) not in met and (b, a) not in met:
+                    met[a, b] = outcomes(judge(*paired(samples[a], samples[b])), a)[0]
+        summary |= ranked(met)
         if isinstance(judge, FileJudge):
             # on prompts or policies that the table does not compare
             summary["unused"] = judge.left_out + len(judge.verdicts) - summary["verdicts"]
@@ -181,8 +187,6 @@ def judge_table(
     place = position(every)
     bias = {k: place["first"][k] for k in ("rate", "low", "high")} if place else None
     table: list[dict[str, Any]] = []
-    games: list[tuple[str, str, float]] = []
-    prompts: list[str] = []
     not_judged = []
     for (a, b), (found, missing) in told.items():
         if not found:
@@ -196,19 +200,22 @@ def judge_table(
         even = asdict(length_controlled(values, lengths, ids))
         row = {"judge": name, "a": a, "b": b, **asdict(result), "prompts": len(set(ids)), **missing, "length_controlled": even}
         table.append({**row, "needed": needed, "position_bias": bias})
-        games += [(a, b, x) for x in values]
-        prompts += ids
     for row, p in zip(table, holm([row["p_value"] for row in table]), strict=True):
         row["p_holm"] = p
+    counts = {"verdicts": len(every), **{k: sum(v.winner == k for v in every) for k in ("unparsable", "failed")}}
+    return table, {"judge": name, **counts, "not_judged": not_judged, "position": place}
+
+
+def ranked(met: Mapping[tuple[str, str], Mapping[Pair, float]]) -> dict[str, Any]:
+    """The Bradley–Terry `ranking` of policies that met, `no_ranking`: why there is none, `ranked`: how many pairs of policies."""
     ranking, note = None, None
+    games = [(a, b, x) for (a, b), found in met.items() for x in found.values()]
     if games:
         try:
-            ranking = [asdict(s) for s in bradley_terry(games, prompts)]
+            ranking = [asdict(s) for s in bradley_terry(games, [x[0] for found in met.values() for x, _ in found])]
         except ValueError as error:  # policies that never met
             note = str(error)
-    counts = {"verdicts": len(every), **{k: sum(v.winner == k for v in every) for k in ("unparsable", "failed")}}
-    more = {"not_judged": not_judged, "ranking": ranking, "no_ranking": note, "position": place}
-    return table, {"judge": name, **counts, **more}
+    return {"ranking": ranking, "no_ranking": note, "ranked": len(met)}
 
 
 def position(verdicts: Sequence[Verdict]) -> dict[str, Any] | None:

@@ -252,10 +252,13 @@ def _matrix(report: Report) -> str:
             side = "won" if rate > 0.5 else "lost"
             tint = round(70 * abs(rate - 0.5) * 2)
             text = f"<b>{100 * rate:.1f}</b>" if p is not None and p < 0.05 else f"{100 * rate:.1f}"
-            cells.append(f'<td class="{side}" style="--tint:{tint}%">{text}</td>')
+            tested = "" if p is not None else " untested"
+            cells.append(f'<td class="{side}{tested}" style="--tint:{tint}%">{text}</td>')
         rows.append(f'<tr><th scope="row" title="{escape(a)}">{_flowing(short_of[a])}</th>{"".join(cells)}</tr>')
     head = "".join(f'<th scope="col" title="{escape(b)}"><span>{escape(short_of[b])}</span></th>' for b in names)
-    note = "Win rate of the row against the column, %. Bold: p &lt; .05 after Holm’s correction."
+    untested = any(c["p_holm"] is None for c in report["comparisons"])
+    over = ", over the comparisons with a baseline; the others, in grey, were not tested" if untested else ""
+    note = f"Win rate of the row against the column, %. Bold: p &lt; .05 after Holm’s correction{over}."
     if len(names) > BESIDE_PLOT:
         note += " On a narrow window the table scrolls sideways."
     return (

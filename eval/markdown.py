@@ -5,6 +5,7 @@ from html import escape
 from typing import Any
 
 from eval.text import (
+    NOTHING,
     figure_text,
     interval,
     mean_of,
@@ -37,12 +38,16 @@ def render_markdown(report: Report) -> str:
         row += [figure_text(k, mean_of(summary_of(p, k))) for k in shown]
         lines.append(f"| {_cell(p['name'])} | {' | '.join(row)} |")
     heads = ["n", *titles, "no stop", "distinct-2 within / corpus", "perplexity"]
-    lines += ["", f"| policy | {' | '.join(heads)} |", "|---|" + "--:|" * len(heads)]
+    body = []
     for p in report["policies"]:
         scores = [f"{signed(score_mean(p, k))} ({interval(p['scores'].get(k))})" for k in names]
         diversity = f"{signed(mean_of(p['distinct_2_within']))} / {signed(p['distinct']['2'])}"
         cells = [str(p["n"]), *scores, percent(p["missing"]), diversity, signed(p["perplexity"])]
-        lines.append(f"| {_cell(p['name'])} | {' | '.join(cells)} |")
+        body.append(cells)
+    kept = [i for i in range(len(heads)) if any(cells[i] != NOTHING for cells in body)]
+    lines += ["", f"| policy | {' | '.join(heads[i] for i in kept)} |", "|---|" + "--:|" * len(kept)]
+    for p, cells in zip(report["policies"], body, strict=True):
+        lines.append(f"| {_cell(p['name'])} | {' | '.join(cells[i] for i in kept)} |")
     judged = f"judged by {_cell(report['judge_name'])}"
     lines += ["", f"| win rate, {judged} | % | 95 % interval | wins / ties / losses | p | p (Holm) |"]
     lines += ["|---|--:|--:|--:|--:|--:|"]
@@ -81,7 +86,7 @@ def render_markdown(report: Report) -> str:
         by_chance = f"{signed(found['error_by_chance'], 3)} would come from chance alone"
         lines += ["", f"Calibration error of the reward model: {signed(found['error'], 3)} ({by_chance})."]
     for run in report["provenance"]:
-        commit = _cell(str(run.get("commit", "unknown")))
+        commit = _cell(str(run.get("commit") or "unknown"))
         lines += ["", f"- {_cell(str(run.get('stage', 'run')))}: {_code(run.get('command', ''))} (commit {commit})"]
     if report["command"]:
         lines += ["", f"Made by {_code(report['command'])}."]

@@ -32,9 +32,15 @@ Measures = dict[str, float | int | None]
 _WILL_NOT = r"(can['’]?t|can ?not|won['’]?t|will not|am (unable|not able) to)"
 _I_WILL_NOT = rf"\bi( {_WILL_NOT}|['’]m (unable|not able) to)"
 _SUMMARY = r"(an?|the|any|this|that|your) ([\w-]+ ){0,2}(summary|summari[sz]ation|tl;?dr)\b"
+_VERB = (
+    r"(assist|help|answer|respond|discuss|do (that|this|so)|provide|write|create|produce|give|offer|summari[sz]e|fulfil+|comply|"
+    r"generate)"
+)
 REFUSALS = (
     r"\bas an? (ai|artificial intelligence|(large )?language model)\b",
-    r"\b(i['’]?m|i am) (sorry|afraid),?( but)? (i|that i|as an?) ?(can['’]?t|cannot|can not|am unable|am not able|won['’]?t)\b",
+    r"\b(i['’]?m|i am) (sorry|afraid),?( but)? (i|that i|as an?) ?(can['’]?t|cannot|can not|am unable|am not able|won['’]?t)"
+    rf"(( to)? {_VERB}\b|\W*([.!]|$))",
+    rf"\bi (must|have to|will have to|need to) (respectfully |politely )?decline to {_VERB}\b",
     rf"{_I_WILL_NOT} (assist|help) (you|with (this|that|your))\b",
     rf"{_I_WILL_NOT} (summari[sz]e|fulfil+|comply|generate)\b",
     rf"{_I_WILL_NOT} (provide|write|create|produce|give|offer|make) (you )?(with )?{_SUMMARY}",

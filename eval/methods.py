@@ -6,12 +6,13 @@ METHODS = {
         "verdicts on a pair their mean. Wilson's score interval with the prompt as cluster (Korn & Graubard 1998)."
     ),
     "p": (
-        "Two-sided exact sign test over prompts (tied prompts dropped), then Holm's (1979) correction "
-        "over all comparisons of the table."
+        "Two-sided exact sign test over prompts (tied prompts dropped), then Holm's (1979) correction over the comparisons with "
+        "a baseline that was asked for (all, where none was)."
     ),
     "Known and learned score": (
         "Mean per response of the truncated response's score, without the penalty, with a t interval by prompt; "
-        "“learned” is the reward model that training optimised, “known” a reward that it did not see."
+        "“learned” is the reward model that training optimised, “known” a reward from outside; where a "
+        "policy was trained on it or picked by it, a warning says so."
     ),
     "KL": (
         "Mean over responses of Σ log π(token) − log π_ref(token) over the sampled tokens before "
@@ -82,8 +83,9 @@ METHODS = {
         "many are tied as here."
     ),
     "Bradley–Terry": (
-        "Strengths θ, of mean 0, that fit P(a beats b) = 1 / (1 + exp(θ_b − θ_a)) to all pairs, a tie as half a win, with "
-        "half a win and half a loss added to each pair of policies; intervals by prompt (Bradley & Terry 1952)."
+        "Strengths θ, of mean 0, that fit P(a beats b) = 1 / (1 + exp(θ_b − θ_a)) to the pairs, a tie as half a win, with "
+        "half a win and half a loss added to each pair of policies; intervals by prompt (Bradley & Terry 1952). Of scores all "
+        "pairs of policies are taken, of verdicts those that were judged."
     ),
     "κ and α": (
         "Agreement of judges on who won a pair (one, the other, or a tie) beyond chance, 1 where they always agree and 0 at "

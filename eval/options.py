@@ -43,7 +43,7 @@ class Options:
         more_logs: Name in the report → the logs folder of another run, whose PPO stands beside this one's on the frontier.
         second_draw: Policy that is sampled a second time, as a check that it ties with itself; null: none.
         limit: Use so many prompts; null: all.
-        n_samples: Prompts shown side by side in the report.
+        n_samples: Prompts of the browser that are shown at first.
         n_browse: Prompts that the report's browser holds.
         batch_size: Prompts at a time; questions, of a local judge.
         server_timeout: Seconds that a server, of a policy or a judge, may take to answer before it is asked again.

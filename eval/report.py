@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from eval import browser, evidence
-from eval.alarms import BASELINE, MAIN, SECOND_DRAW, SUPERVISED, headline, warnings
+from eval.alarms import BASELINE, COPIES, MAIN, SECOND_DRAW, SUPERVISED, headline, warnings
 from eval.copying import count_words, distinct_n, distinct_n_within, novel_ngrams
 from eval.html import render_html
 from eval.markdown import render_markdown
@@ -82,9 +82,9 @@ def build_report(
         provenance: the run.json of each stage: `stage`, `command`, `seed`, `commit`, `versions`, `data`,
             `seconds`, `peak_memory_mb`, `config`.
         methods: name → sentence; adds to and replaces entries of the default text.
-        order: policies from baseline to main one; default: zero-shot, its second draw, others as they come,
-            rlhf.
-        n_samples: prompts shown at first with all policies' responses, chosen by `seed`.
+        order: policies from baseline to main one; default: zero-shot, its second draw, what is copied (lead-3, reference),
+            others as they come, rlhf.
+        n_samples: prompts of those that are shown at first with all policies' responses, chosen by `seed`.
         n_browse: prompts that the sample browser holds in all.
         command: what made this report.
 
@@ -104,7 +104,7 @@ def build_report(
     others = [k for k in ("known", "learned", "rougeL") if k != judge]
     against = [name for name in baselines or dict.fromkeys((names[0], SUPERVISED)) if name in by_policy]
     rewards = _rewards(provenance or [])
-    samples = browser.choose(by_policy, outcomes, judge, max(n_samples, n_browse), seed)
+    samples = browser.choose(by_policy, outcomes, judge, n_browse, seed)
     logged = runs if runs is not None else {"ppo": curves["ppo"]} if curves and "ppo" in curves else {}
     report: Report = {
         "version": 1,
@@ -220,8 +220,8 @@ def _order(rows: Sequence[Row], order: Sequence[str] | None) -> list[str]:
     """Policies from the baseline to the main one."""
     present = list(dict.fromkeys(row["policy"] for row in rows))
     if order is None:
-        rank = {BASELINE: 0, SECOND_DRAW: 1, MAIN: 3}
-        return sorted(present, key=lambda name: rank.get(name, 2))
+        rank = {BASELINE: 0, SECOND_DRAW: 1, MAIN: 4}
+        return sorted(present, key=lambda name: rank.get(name, 2 if COPIES.fullmatch(name) else 3))
     if sorted(order) != sorted(present):
         raise ValueError(f"order is {list(order)}, expected each of {present} once")
     return list(order)

@@ -148,6 +148,9 @@ def judges(report: Report) -> str:
             cells = [f"{signed(s['strength'])}<small>{interval(s)}</small>" if s else NOTHING for s in told]
             body.append((escape(name), cells))
         note = "Bradley–Terry strengths in log-odds, mean 0: the difference of two is the logit of the win rate."
+        of = len(report["policies"]) * (len(report["policies"]) - 1) // 2
+        part = [f"{escape(j['judge'])} {j['ranked']}" for j in ranked if j.get("ranked", of) < of]
+        note += f" Not all {of:,} pairs of policies were judged: {', '.join(part)}." if part else ""
         parts.append(table(head, body, "Ranking by judge", "facts") + f'<p class="note">{note}</p>')
     if report["agreements"]:
         body = []

@@ -14,6 +14,7 @@ from eval.compare import compare, policy_pairs
 from eval.curves import stage_curves
 from eval.judges import FileJudge, ScoreJudge, find_judge, gives_verdicts, load_judge
 from eval.measures import measure_names
+from eval.methods import METHODS
 from eval.options import Options
 from eval.outcomes import Won
 from eval.report import build_report, write_report
@@ -252,12 +253,14 @@ def default_judge(o: Options, policies: dict[str, Policy], prompts: HeldOut) -> 
     if own:
         return own.pop()
     against_itself = any(p.model in ("reference", "column:reference") for p in policies.values())  # ROUGE would say nothing of it
-    given = [texts for record in prompts.records.values() for texts in references(record, None, False)]
-    if all(map(says, given)) and not against_itself:
+    lacks = [id_ for id_, record in prompts.records.items() if not all(map(says, references(record, None, False)))]
+    if not lacks and not against_itself:
         return "rougeL"
+    where = f"; {len(lacks)} of {len(prompts.records)} prompts have none (the first is id {lacks[0]!r})" if lacks else ""
     raise UsageError(
-        "judge: found nothing to judge by, expected known_reward, learned_reward, a score that all samples have, or a reference "
-        "of each prompt (for rougeL; none of the policies may be that reference)"
+        "judge: found nothing to judge by, expected known_reward, learned_reward, a score that all samples have, a reference "
+        f"of each prompt (for rougeL; none of the policies may be that reference{where}), or a judge that is named, were it "
+        "a measure such as words"
     )
 
 
@@ -363,5 +366,6 @@ def reported(
         compared=json.loads((folder / "compare.json").read_text(encoding="utf-8")),
         runs={"ppo": curves["ppo"], **plan.others} if "ppo" in curves else plan.others,
         provenance=[*runs, made], n_samples=o.n_samples, n_browse=o.n_browse, seed=o.seed, command=made["command"],
+        methods=None if o.use_stemmer else {"ROUGE": METHODS["ROUGE"].replace("with stemming", "without stemming")},
     )  # fmt: skip
     print("\n".join(f"{kind}: {path}" for kind, path in write_report(report, folder).items()))

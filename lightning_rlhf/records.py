@@ -12,9 +12,11 @@ those raise as well.
 """
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import fields
 from itertools import chain
+from pathlib import Path
 from typing import Generic, TypeVar, cast
 
 from .fields import (
@@ -227,6 +229,11 @@ def _prompt(record: dict, at: str) -> Prompt:
     return Prompt(prompt, reference, rest_of(record, "prompt", "reference"))
 
 
+def _of_file(at: str) -> str:
+    """What a file's name says, of `file:line`."""
+    return re.sub(r"(\.(jsonl|json|csv|parquet))?(\.gz)?$", "", Path(at.rpartition(":")[0]).name)
+
+
 def _sample(record: dict, at: str) -> Sample:
     """An empty response is a sample like any other: that policy said nothing."""
     name = check(type(record["id"]) in (str, int), record["id"], at, "id", "a string or an integer")
@@ -234,7 +241,7 @@ def _sample(record: dict, at: str) -> Sample:
         id=str(name),
         index=an_integer(record.get("index", 0), at, "index"),
         task=optional(record, at, "task", a_string),
-        policy=a_string(record["policy"], at, "policy"),
+        policy=a_string(record.get("policy", _of_file(at)), at, "policy"),
         prompt=a_text(record["prompt"], at, "prompt"),
         response=a_text(record["response"], at, "response"),
         reference=optional(record, at, "reference", a_reference),
@@ -271,7 +278,7 @@ def read_ratings(path: PathLike, *, strict: bool = False, max_skipped: float = 0
 
 
 def read_samples(path: PathLike) -> RecordReader[Sample]:
-    """Read `{id, policy, prompt, response, index?, task?, reference?, seed?, scores?}`.
+    """Read `{id, policy?, prompt, response, index?, task?, reference?, seed?, scores?}`; without a policy it is the file's name.
 
     Raises DataError as `read_comparisons` does, and for a second record with the same `(id, policy, index)`.
     """
@@ -285,4 +292,4 @@ def read_samples(path: PathLike) -> RecordReader[Sample]:
             raise bad(at, "id", found, "each (id, policy, index) once")
         return sample
 
-    return RecordReader(path, (Layout("sample", ("id", "policy", "prompt", "response"), parse),), False, 0.0)
+    return RecordReader(path, (Layout("sample", ("id", "prompt", "response"), parse),), False, 0.0)

@@ -999,3 +999,10 @@ def test_what_a_path_holds(tmp_path: Path) -> None:
     (tmp_path / "b/2.jsonl").write_text("other", encoding="utf-8")
     assert content(tmp_path / "b") != content(tmp_path / "a")
     assert (members("owner/set"), content("owner/set"), content("none/*.jsonl")) == ([], "owner/set", "none/*.jsonl")
+
+
+def test_samples_without_a_policy_are_of_their_files(tmp_path):
+    rows = [{k: v for k, v in SAMPLE.items() if k != "policy"}]
+    (tmp_path / "ppo_1.3b.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    (tmp_path / "lead.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    assert [s.policy for s in read_samples(tmp_path)] == ["lead", "ppo_1.3b"]

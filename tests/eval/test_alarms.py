@@ -183,6 +183,15 @@ def test_the_judge_is_what_was_optimised(config: dict[str, Any], run: dict[str, 
     assert found is None if text is None else text in str(found).replace("ours and base", "base and ours")
 
 
+def test_a_known_reward_that_judges_what_it_picked() -> None:
+    given = rows({"base": 0.0, "ours": 1.0}, score="known")
+    config = {"known_reward": "known:sentiment", "policies": {"ours": {**BEST, "reward": "known:sentiment"}}}
+    found = doubts(given, judge="known", provenance=[{"stage": "eval", "config": config}])
+    assert "ours was picked by" in found["judge is the reward"]
+    config["known_reward"] = "known:descriptiveness"
+    assert "judge is the reward" not in doubts(given, judge="known", provenance=[{"stage": "eval", "config": config}])
+
+
 def test_a_reward_directory_that_judges_what_it_trained() -> None:
     summed = {"stage": "ppo", "config": {"model": {"init_args": {"reward": [{"reward": "run/reward"}], "output": "run/ppo"}}}}
     more = {"provenance": [summed, {"stage": "eval", "config": {"policies": {"ours": "run/ppo"}}}]}

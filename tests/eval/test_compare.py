@@ -197,6 +197,21 @@ def test_people_and_scores_together(tmp_path: Path) -> None:
     assert "agreement of all judges: alpha" in text
 
 
+def test_scores_rank_by_all_pairs_and_verdicts_by_those_judged(tmp_path: Path) -> None:
+    rows = made()
+    whole, _ = run(rows, tmp_path, "known")
+    part, _ = run(rows, tmp_path, "known", baselines=["zero"])
+    assert (len(part["judgements"]), part["judges"][0]["ranked"]) == (2, 3)
+    assert part["judges"][0]["ranking"] == [
+        {**s, **{k: pytest.approx(s[k], abs=1e-6) for k in ("strength", "low", "high")}} for s in whole["judges"][0]["ranking"]
+    ]
+    votes = [{"id": rows[0]["id"], "policy_a": p, "policy_b": "zero", "winner": "a", "judge": "me"} for p in ("sup", "rlhf")]
+    file = tmp_path / "v.jsonl"
+    file.write_text("".join(json.dumps(v) + "\n" for v in votes))
+    people, _ = run(rows, tmp_path, f"verdicts:{file}", baselines=["zero"])
+    assert people["judges"][0]["ranked"] == 2
+
+
 def test_policies_that_never_met_have_no_ranking(tmp_path: Path) -> None:
     four = ["a", "b", "c", "d"]
     rows = [{"id": "0", "index": 0, "policy": p, "prompt": "p", "response": p, "scores": {}} for p in four]

@@ -172,7 +172,7 @@ def test_people_are_the_headline_judge(folder: Path, refused: Callable[..., str]
     page = re.sub("<[^>]+>", "", (folder / "out" / "report.html").read_text(encoding="utf-8"))
     assert "Judged by the verdicts in votes.jsonl" in page
     assert str(folder / "votes.jsonl") in report["provenance"][0]["data"]
-    assert "78.6 % of verdicts" in report["headline"]
+    assert "78.6 % of pairs" in report["headline"]
     nobody = run("report", folder, f"--judge={judge}", "--baselines=[human]", "--judges=[rougeL]")
     assert nobody["headline"] == "No verdict on 8 prompts compares zero with human."
     assert {w["text"] for w in nobody["warnings"] if w["kind"] == "not judged"} == {"No verdict compares zero with human."}

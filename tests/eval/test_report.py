@@ -311,6 +311,26 @@ def test_samples_are_chosen_by_seed() -> None:
     assert samples == build(n_samples=5, seed=1)["samples"]
     assert samples != build(n_samples=5, seed=2)["samples"]
     assert len(build(make_rows(3), n_samples=10)["samples"]) == 3
+    few = build(n_samples=10, n_browse=4)
+    assert (len(few["samples"]), len(few["more_samples"])) == (4, 0)
+
+
+def test_a_headline_says_no_more_than_its_test() -> None:
+    """Five wins and 95 ties: the interval is above one half, and the sign test has p = 2 / 2⁵."""
+    rows = make_rows(100, policies=("zero-shot", "rlhf"))
+    for i, (base, row) in enumerate(zip(rows[:100], rows[100:], strict=True)):
+        row["scores"]["known"] = base["scores"]["known"] + (i < 5)
+    text = build(rows)["headline"]
+    assert "was ahead of zero-shot: it won 52.5 % of pairs, which its sign test does not confirm (p = 0.062)" in text
+
+
+def test_untested_pairs_are_grey_and_the_copied_come_first() -> None:
+    names = ("lead-3", "zeta", "zero-shot", "alpha")
+    report = build(make_rows(policies=names), baselines=["zero-shot"])
+    assert [p["name"] for p in report["policies"]] == ["zero-shot", "lead-3", "zeta", "alpha"]
+    page = render_html(report)
+    assert page.count(' untested"') == 6 and "with a baseline; the others, in grey, were not tested" in page
+    assert " untested" not in render_html(build(make_rows(policies=names)))
 
 
 @pytest.mark.parametrize(
@@ -323,7 +343,7 @@ def test_headline(shift: float | None, words: str) -> None:
     for base, row in zip(rows[:120], rows[120:], strict=True):
         row["scores"]["known"] = base["scores"]["known"] if shift is None else row["scores"]["known"] + shift
     text = build(rows)["headline"]
-    assert text.startswith("On 120 held-out prompts")
+    assert text.startswith("On 120 prompts")
     assert words in text
     assert "judged by the known reward" in text
     assert "nats from the reference." in text

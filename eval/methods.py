@@ -113,3 +113,13 @@ METHODS = {
         "have the mean and the standard deviation that training asked for."
     ),
 }
+
+
+def as_markdown() -> str:
+    """`docs/metrics.md`: `python -m eval.methods > docs/metrics.md`."""
+    head = "# How each figure of a report is computed\n\nAs `eval/methods.py` has it and every report prints it.\n"
+    return head + "".join(f"\n**{figure}.** {how}\n" for figure, how in METHODS.items())
+
+
+if __name__ == "__main__":
+    print(as_markdown(), end="")

@@ -15,7 +15,7 @@ import pytest
 
 from eval.browser import SCRIPT, SCRIPT_HASH
 from eval.curves import read_curves, stage_curves
-from eval.methods import METHODS
+from eval.methods import METHODS, as_markdown
 from eval.plots import frontier_plot, gold_plot, line_chart, ticks
 from eval.report import build_report, render_html, render_markdown, write_report
 from eval.text import interval, judge_name, p_text, percent, short_names, signed
@@ -313,6 +313,11 @@ def test_samples_are_chosen_by_seed() -> None:
     assert len(build(make_rows(3), n_samples=10)["samples"]) == 3
     few = build(n_samples=10, n_browse=4)
     assert (len(few["samples"]), len(few["more_samples"])) == (4, 0)
+
+
+def test_the_page_of_the_metrics() -> None:
+    page = Path(__file__).parent.parent.parent / "docs/metrics.md"
+    assert page.read_text(encoding="utf-8") == as_markdown()
 
 
 def test_a_headline_says_no_more_than_its_test() -> None:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from html import escape
 from itertools import combinations
 from typing import Any
@@ -78,7 +78,9 @@ SCRIPT = """\
 SCRIPT_HASH = "sha256-" + base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
 
 
-def choose(table: Mapping[str, Sequence[Row]], outcomes: Outcomes, judge: str, n: int, seed: int) -> list[dict[str, Any]]:
+def choose(
+    table: Mapping[str, Sequence[Row]], outcomes: Outcomes, judge: str, n: int, seed: int, hide: Collection[str] = ()
+) -> list[dict[str, Any]]:
     """Up to n prompts by a seeded draw, each with every policy's first response that was judged, cut, with the spans copied.
 
     Args:
@@ -86,6 +88,7 @@ def choose(table: Mapping[str, Sequence[Row]], outcomes: Outcomes, judge: str, n
         outcomes, judge: What decides who won, and its name.
         n: Prompts; those that every policy answered come before all others.
         seed: Of the draw; the first k of a longer draw are those of a shorter one.
+        hide: Ids of prompts that are not shown.
     """
     first: dict[Any, dict[str, Row]] = {}
     judged = {(name, key) for pair, won in outcomes.won.items() for keys in won for name, key in zip(pair, keys, strict=True)}
@@ -93,6 +96,7 @@ def choose(table: Mapping[str, Sequence[Row]], outcomes: Outcomes, judge: str, n
         for row in sorted(rows, key=lambda row: ((name, key_of(row)) not in judged, row.get("index", 0))):
             first.setdefault(row["id"], {}).setdefault(name, row)
     shared = [key for key, found in first.items() if len(found) == len(table)] or list(first)
+    shared = sorted((key for key in shared if str(key) not in hide), key=str)  # whatever the order of the files
     random.Random(seed).shuffle(shared)
     return [_sample(key, first[key], outcomes, judge, list(table)) for key in shared[:n]]
 

@@ -45,6 +45,7 @@ class Options:
         limit: Use so many prompts; null: all.
         n_samples: Prompts of the browser that are shown at first.
         n_browse: Prompts that the report's browser holds.
+        hide: Ids of prompts that it leaves out, such as what may not be published; every figure is of all prompts.
         batch_size: Prompts at a time; questions, of a local judge.
         server_timeout: Seconds that a server, of a policy or a judge, may take to answer before it is asked again.
         precision: `32`, `bf16`, or `auto`: bf16 where the hardware is fast at it.
@@ -77,6 +78,7 @@ class Options:
     limit: int | None = None
     n_samples: int = 10
     n_browse: int = 500
+    hide: list[str] | None = None
     batch_size: int = 64
     server_timeout: float = TIMEOUT
     precision: str = "auto"

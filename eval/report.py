@@ -56,6 +56,7 @@ def build_report(
     order: Sequence[str] | None = None,
     n_samples: int = 10,
     n_browse: int = 500,
+    hide: Sequence[str] = (),
     seed: int = 0,
     command: str | None = None,
 ) -> Report:
@@ -86,6 +87,7 @@ def build_report(
             others as they come, rlhf.
         n_samples: prompts of those that are shown at first with all policies' responses, chosen by `seed`.
         n_browse: prompts that the sample browser holds in all.
+        hide: ids of prompts that it leaves out.
         command: what made this report.
 
     Raises:
@@ -104,7 +106,7 @@ def build_report(
     others = [k for k in ("known", "learned", "rougeL") if k != judge]
     against = [name for name in baselines or dict.fromkeys((names[0], SUPERVISED)) if name in by_policy]
     rewards = _rewards(provenance or [])
-    samples = browser.choose(by_policy, outcomes, judge, n_browse, seed)
+    samples = browser.choose(by_policy, outcomes, judge, n_browse, seed, hide)
     logged = runs if runs is not None else {"ppo": curves["ppo"]} if curves and "ppo" in curves else {}
     report: Report = {
         "version": 1,

@@ -125,6 +125,8 @@ def checked(step: str, o: Options) -> Plan:
             if reward is not None:
                 find_reward(reward, o.task.name, o.allow_other_task, option, "--allow_other_task")
         asked = held_out(o.prompts, o.samples, o.limit, o.source_column)
+        unknown = [id_ for id_ in o.hide or [] if id_ not in asked.records]
+        problems += [f"hide: found {unknown[0]!r}, expected ids of prompts"] if unknown and o.limit is None else []
         problems += (comparison_problems(o.comparisons) if step == "report" else []) + text_problems(step, o, chosen, asked)
         verdicts = [name for name in asked_of(o, o.judge) if name.startswith("verdicts:")]
         everything = held_out(o.prompts, o.samples, None, o.source_column) if verdicts and o.limit is not None else asked
@@ -365,7 +367,8 @@ def reported(
         reward_model=reward_model, calibration=calibration, ensemble=ensemble, guard=guard,
         compared=json.loads((folder / "compare.json").read_text(encoding="utf-8")),
         runs={"ppo": curves["ppo"], **plan.others} if "ppo" in curves else plan.others,
-        provenance=[*runs, made], n_samples=o.n_samples, n_browse=o.n_browse, seed=o.seed, command=made["command"],
+        provenance=[*runs, made], n_samples=o.n_samples, n_browse=o.n_browse, hide=o.hide or (), seed=o.seed,
+        command=made["command"],
         methods=None if o.use_stemmer else {"ROUGE": METHODS["ROUGE"].replace("with stemming", "without stemming")},
     )  # fmt: skip
     print("\n".join(f"{kind}: {path}" for kind, path in write_report(report, folder).items()))

@@ -75,6 +75,10 @@ def test_a_longer_draw_starts_with_the_shorter() -> None:
     ids = [[s["id"] for s in browser.choose(table, won, "known", n, seed=3)] for n in (5, 30)]
     assert ids[1][:5] == ids[0]
     assert sorted(ids[1]) == sorted({r["id"] for r in rows})
+    turned = {name: rows[::-1] for name, rows in table.items()}
+    assert [s["id"] for s in browser.choose(turned, won, "known", 5, seed=3)] == ids[0]
+    assert [s["id"] for s in browser.choose(table, won, "known", 30, 3, hide=ids[0][:2])][:3] != ids[0][:3]
+    assert {s["id"] for s in browser.choose(table, won, "known", 30, 3, hide=ids[0][:2])} == set(ids[1]) - set(ids[0][:2])
     found = browser.choose(table, won, "known", 30, 3)
     assert {s["won"] for s in found} == {"won", "lost"}
     assert all(s["pick"] == ("rlhf" if s["won"] == "won" else "zero-shot") for s in found)

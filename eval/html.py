@@ -257,7 +257,7 @@ def _matrix(report: Report) -> str:
         rows.append(f'<tr><th scope="row" title="{escape(a)}">{_flowing(short_of[a])}</th>{"".join(cells)}</tr>')
     head = "".join(f'<th scope="col" title="{escape(b)}"><span>{escape(short_of[b])}</span></th>' for b in names)
     untested = any(c["p_holm"] is None for c in report["comparisons"])
-    over = ", over the comparisons with a baseline; the others, in grey, were not tested" if untested else ""
+    over = ", over the comparisons with a baseline; the others, in italics, were not tested" if untested else ""
     note = f"Win rate of the row against the column, %. Bold: p &lt; .05 after Holm’s correction{over}."
     if len(names) > BESIDE_PLOT:
         note += " On a narrow window the table scrolls sideways."

@@ -65,7 +65,7 @@ td small, th small { display: block; color: var(--dim); font-size: .75rem; font-
 .matrix th:first-child { padding-left: 0; }
 .matrix .won { background: color-mix(in srgb, var(--accent) var(--tint), transparent); }
 .matrix .lost { background: color-mix(in srgb, var(--lost) var(--tint), transparent); }
-.matrix .untested { color: var(--dim); }
+.matrix .untested { font-style: italic; }
 .matrix .self { color: var(--dim); text-align: center; }
 .facts { width: auto; }
 .facts td { white-space: normal; overflow-wrap: anywhere; }

@@ -329,12 +329,12 @@ def test_a_headline_says_no_more_than_its_test() -> None:
     assert "was ahead of zero-shot: it won 52.5 % of pairs, which its sign test does not confirm (p = 0.062)" in text
 
 
-def test_untested_pairs_are_grey_and_the_copied_come_first() -> None:
+def test_untested_pairs_are_marked_and_the_copied_come_first() -> None:
     names = ("lead-3", "zeta", "zero-shot", "alpha")
     report = build(make_rows(policies=names), baselines=["zero-shot"])
     assert [p["name"] for p in report["policies"]] == ["zero-shot", "lead-3", "zeta", "alpha"]
     page = render_html(report)
-    assert page.count(' untested"') == 6 and "with a baseline; the others, in grey, were not tested" in page
+    assert page.count(' untested"') == 6 and "with a baseline; the others, in italics, were not tested" in page
     assert " untested" not in render_html(build(make_rows(policies=names)))
 
 

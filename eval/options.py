@@ -22,7 +22,8 @@ class Options:
         policies: Name in the report → embedded name, directory, GGUF file, checkpoint of sft or ppo, Hub id, file or folder of
             samples, `reference`, `lead-N`, `random-sentence` or `column:NAME`; or a block with `model` and `server`,
             `demonstrations` or `best_of`; null: left out.
-        samples: File or folder of samples; each policy in it is evaluated beside `policies`; null: none.
+        samples: File or folder of samples {id, prompt, response, policy?, reference?, …}; each policy in it (without one, the
+            file's name) is evaluated beside `policies`; null: none.
         source_column: Column of the prompts' file with the text that responses are about; null: the prompt.
         reference: Model that KL and perplexity are taken under; null: neither.
         learned_reward: Reward directory; null: no learned score.

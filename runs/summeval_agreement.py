@@ -1,22 +1,29 @@
-"""Which automatic measure agrees with the experts of SummEval: Kendall's τ by system and by summary, as Markdown.
+"""Which automatic measure or reward model agrees with the experts of SummEval: Kendall's τ by system and by summary, as Markdown.
 
-python runs/summeval_agreement.py DATA/summeval/ratings.jsonl.gz [RESAMPLES]
+python runs/summeval_agreement.py DATA/summeval/ratings.jsonl.gz [RESAMPLES [REWARD_DIRECTORY …]]
 
+A reward model reads an article's first 96 tokens, as the queries of the cnndm overlay have at most, and a summary.
 Each line of the file: `{id, article, reference, references: [11], systems: {name: {summary, ratings: {axis: 1..5}}}}`.
 """
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from eval.agreement import Agreement, tau_table
 from eval.copying import distinct_n_within, novel_ngrams, words
 from eval.rouge import rouge_scores
 from lightning_rlhf.files import read_jsonl
+from lightning_rlhf.scoring import LearnedReward
+from lightning_rlhf.tokens import encode
 
 AXES = ("coherence", "consistency", "fluency", "relevance")
+QUERY = 96
 TYPES = ("rouge1", "rouge2", "rougeL")
 
 
@@ -25,7 +32,16 @@ def cell(found: Agreement) -> str:
     return f"{found.value:+.2f} ({found.low:+.2f} to {found.high:+.2f})"
 
 
-def main(path: str, resamples: int = 1000) -> None:
+def reward_scores(directory: str, documents: list[dict[str, Any]], systems: list[str]) -> list[float]:
+    """A reward model's score of each system's summary of each document, document by document."""
+    reward, found = LearnedReward(directory, batch_size=len(systems)), []
+    for d in tqdm(documents, desc=directory, unit="article"):
+        query = encode(reward.tokenizer, d["article"])[:QUERY]
+        found += reward([query] * len(systems), [f" {d['systems'][s]['summary']}" for s in systems])
+    return found
+
+
+def main(path: str, resamples: int = 1000, *rewards: str) -> None:
     """Print the two tables."""
     documents = [d for _, _, d in read_jsonl(path)]
     systems = sorted(documents[0]["systems"])
@@ -50,6 +66,8 @@ def main(path: str, resamples: int = 1000) -> None:
     measures["compression (article / summary)"] = table(
         [len(words(d["article"])) / max(n, 1) for (d, _), n in zip(flat, length, strict=True)]
     )
+    for directory in rewards:
+        measures[f"reward model {Path(directory).name}"] = table(reward_scores(directory, documents, systems))
     rows = tau_table(measures, ratings, resamples)
     print(f"{shape[0]} documents, {shape[1]} systems; Kendall's τ-b (95 % bootstrap over documents, {resamples} resamples)")
     for level in ("system", "summary"):
@@ -59,4 +77,4 @@ def main(path: str, resamples: int = 1000) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], *map(int, sys.argv[2:3]))
+    main(sys.argv[1], *map(int, sys.argv[2:3]), *sys.argv[3:])

@@ -271,7 +271,7 @@ def test_the_time_out_is_an_option(
         main(["score", *command[1:], *more])
         del stub.asked[:]
         free.clear()
-        monkeypatch.setattr("eval.judges.Server.__init__.__defaults__", (1, 300.0, 0.0, 1, 1))
+        monkeypatch.setattr("eval.remote.RemoteModel.__init__.__defaults__", (1, 300.0, 0.0, 1, 1))
         with pytest.raises(SystemExit):
             main(["compare", *command[1:], *more, "--server_timeout", "0.3"])
         assert "1 questions in a row got no answer" in (error := capsys.readouterr().err) and "timed out" in error

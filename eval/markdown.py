@@ -34,7 +34,7 @@ def render_markdown(report: Report) -> str:
     lines += ["", f"| policy | {' | '.join(heads)} |", "|---|" + "--:|" * len(heads)]
     for p in report["policies"]:
         wins = [versus(report, p["name"], b) for b in bases]
-        row = [f"{100 * w['rate']:.1f} ({100 * w['low']:.1f}–{100 * w['high']:.1f})" if w else "—" for w in wins]
+        row = [f"{100 * w['rate']:.1f} ({100 * w['low']:.1f}–{100 * w['high']:.1f})" if w else NOTHING for w in wins]
         row += [figure_text(k, mean_of(summary_of(p, k))) for k in shown]
         lines.append(f"| {_cell(p['name'])} | {' | '.join(row)} |")
     heads = ["n", *titles, "no stop", "distinct-2 within / corpus", "perplexity"]
@@ -55,7 +55,7 @@ def render_markdown(report: Report) -> str:
         counts = f"{c['wins']} / {c['ties']} / {c['losses']}"
         bounds = f"{100 * c['low']:.1f}–{100 * c['high']:.1f}"
         pair = f"{_cell(c['a'])} vs {_cell(c['b'])}"
-        p = f"{p_text(c['p_value'])} | {'—' if c['p_holm'] is None else p_text(c['p_holm'])}"
+        p = f"{p_text(c['p_value'])} | {NOTHING if c['p_holm'] is None else p_text(c['p_holm'])}"
         lines.append(f"| {pair} | {100 * c['rate']:.1f} | {bounds} | {counts} | {p} |")
     others = [j for j in report["judgements"] if j["judge"] != report["judge"]]
     if others:
@@ -67,8 +67,8 @@ def render_markdown(report: Report) -> str:
         if equal is not None and controlled.get("low") is not None:
             equal += f" ({100 * controlled['low']:.1f}–{100 * controlled['high']:.1f})"
         told = [f"{_cell(j['a'])} vs {_cell(j['b'])}", _cell(j["judge"]), f"{100 * j['rate']:.1f}"]
-        told += [f"{100 * j['low']:.1f}–{100 * j['high']:.1f}", equal or "—", str(j["n"])]
-        lines.append(f"| {' | '.join(told)} | {'—' if j.get('p_holm') is None else p_text(j['p_holm'])} |")
+        told += [f"{100 * j['low']:.1f}–{100 * j['high']:.1f}", equal or NOTHING, str(j["n"])]
+        lines.append(f"| {' | '.join(told)} | {NOTHING if j.get('p_holm') is None else p_text(j['p_holm'])} |")
     for a in report["agreements"]:
         kappa = f"κ {signed(a.get('kappa'))} ({_ends(a, 'kappa')}), α {signed(a.get('alpha'))} ({_ends(a, 'alpha')})"
         both = f"{_cell(a['a'])} and {_cell(a['b'])}"

@@ -21,6 +21,7 @@ from .files import is_there
 from .loader import BatchLoader
 from .models import load_tokenizer, positions_of
 from .records import (
+    MAX_SKIPPED,
     Comparison,
     DataError,
     Demonstration,
@@ -35,7 +36,6 @@ from .splits import normalised
 from .tasks import Task, TaskTokens, fields_2020, query_2020, task_tokens
 from .tokens import bos_ids, decode, encode, encode_continuation, pad_batch
 
-MAX_SKIPPED = 0.01  # share of a split's records that may be too long, as of those that no reader can use
 __all__ = ["Comparison", "DataError", "PreferenceData", "PromptData", "SFTData", "read_comparisons"]
 
 

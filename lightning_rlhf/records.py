@@ -51,6 +51,7 @@ __all__ = [
     "read_samples",
 ]  # fmt: skip
 
+MAX_SKIPPED = 0.01  # share of records that may be well-formed and of no use
 PEEKED = 100  # records, of which the first that decides names the file's format
 OPENAI_2019 = {"openai_2019", "scalar_compare", "rating"}  # the label files of 2019 are of three types
 T = TypeVar("T")
@@ -177,7 +178,7 @@ class ComparisonReader(RecordReader[Comparison]):
 
 
 def read_comparisons(
-    path: PathLike, format: str | None = None, *, strict: bool = False, max_skipped: float = 0.01
+    path: PathLike, format: str | None = None, *, strict: bool = False, max_skipped: float = MAX_SKIPPED
 ) -> ComparisonReader:
     """Read human comparisons from a file, a directory, a glob or a Hub dataset, in any of FORMATS.
 
@@ -252,7 +253,7 @@ def _sample(record: dict, at: str) -> Sample:
 
 
 def read_demonstrations(
-    path: PathLike, *, strict: bool = False, max_skipped: float = 0.01
+    path: PathLike, *, strict: bool = False, max_skipped: float = MAX_SKIPPED
 ) -> RecordReader[Demonstration]:
     """Read `{prompt, completion}` or `{messages}`; errors, skipping and options as in `read_comparisons`.
 
@@ -265,13 +266,13 @@ def read_demonstrations(
     return RecordReader(path, layouts, strict, max_skipped)
 
 
-def read_prompts(path: PathLike, *, strict: bool = False, max_skipped: float = 0.01) -> RecordReader[Prompt]:
+def read_prompts(path: PathLike, *, strict: bool = False, max_skipped: float = MAX_SKIPPED) -> RecordReader[Prompt]:
     """Read `{prompt, reference?}` or `{messages}`; errors, skipping and options as in `read_comparisons`."""
     layouts = (Layout("prompt", ("prompt",), _prompt), Layout("prompt", ("messages",), _prompt_in_messages))
     return RecordReader(path, layouts, strict, max_skipped)
 
 
-def read_ratings(path: PathLike, *, strict: bool = False, max_skipped: float = 0.01) -> RecordReader[Rating]:
+def read_ratings(path: PathLike, *, strict: bool = False, max_skipped: float = MAX_SKIPPED) -> RecordReader[Rating]:
     """Read `{prompt, response, rating}` or `{query, sample, score}`; the rest as in `read_comparisons`."""
     keys = (("prompt", "response", "rating"), ("query", "sample", "score"))
     return RecordReader(path, tuple(Layout("rating", names, rating) for names in keys), strict, max_skipped)

@@ -58,8 +58,8 @@ def measure(rows: Sequence[Mapping[str, Any]], sources: Sequence[str], use_stemm
     """Measures of n responses.
 
     Args:
-        rows: Samples: `response`; where they have them, `reference` (a text or a list of texts) and `found` (whether the
-            response has the task's truncate token).
+        rows: Samples: `response`; where they have them, `reference` (a text or a list of texts), `found` (whether the
+            response has the task's truncate token) and `draws` (which draw it is, where one without it is drawn anew).
         sources: The n texts that the responses are about.
         use_stemmer: Of ROUGE.
 
@@ -72,11 +72,16 @@ def measure(rows: Sequence[Mapping[str, Any]], sources: Sequence[str], use_stemm
         copied (share of its sentences, of three words or more, that stand in the source), copied_at (mean place of those
         in the source: 0 its beginning, 1 its end);
         and, 0 or 1: refusal, empty (nothing but white space), truncated (does not end as a sentence does),
-        no_stop (the truncate token is missing; None where the sample does not say), other_script (ROUGE and the measures by words
+        no_stop (as the function has it), other_script (ROUGE and the measures by words
         read little of the response, or of all its references).
     """
     rouge = _rouge(rows, use_stemmer)
     return [{**r, **_of_text(row, source)} for r, row, source in zip(rouge, rows, sources, strict=True)]
+
+
+def no_stop(row: Mapping[str, Any]) -> int | None:
+    """1 where the first draw lacks the task's truncate token, 0 where it has it; None where a sample does not say."""
+    return None if row.get("found") is None else int(not row["found"] or row.get("draws", 1) > 1)
 
 
 def _rouge(rows: Sequence[Mapping[str, Any]], use_stemmer: bool) -> list[Measures]:
@@ -130,7 +135,7 @@ def _of_text(row: Mapping[str, Any], source: str) -> Measures:
         "refusal": int(bool(_REFUSAL.search(text[:200]))),
         "empty": int(empty),
         "truncated": int(not empty and not _ENDS.search(text[-100:])),
-        "no_stop": int(not row["found"]) if row.get("found") is not None else None,
+        "no_stop": no_stop(row),
         "other_script": int(reads_little(text) or (bool(references) and all(map(reads_little, references)))),
     }
 

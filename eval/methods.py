@@ -20,7 +20,8 @@ METHODS = {
         "1909.08593)."
     ),
     "No stop": (
-        "Share of responses without the truncation token, which the task penalises (Ziegler et al. 2019)."
+        "Share of responses without the truncation token, which the task penalises (Ziegler et al. 2019); where such responses "
+        "were drawn anew (redraws), of the first draws, while every other figure, KL too, is of what was kept."
     ),
     "Length": ("Mean sampled tokens, and mean words (of any script), per response."),
     "Distinct-2 within": (

@@ -47,6 +47,8 @@ class Options:
         n_samples: Prompts of the browser that are shown at first.
         n_browse: Prompts that the report's browser holds.
         hide: Ids of prompts that it leaves out, such as what may not be published; every figure is of all prompts.
+        redraws: Times that a response whose end is not there (`task.truncate_text`) is drawn anew, of every policy that is
+            sampled (2019, for what people are shown: until it is); 0: never.
         batch_size: Prompts at a time; questions, of a local judge.
         server_timeout: Seconds that a server, of a policy or a judge, may take to answer before it is asked again.
         precision: `32`, `bf16`, or `auto`: bf16 where the hardware is fast at it.
@@ -80,6 +82,7 @@ class Options:
     n_samples: int = 10
     n_browse: int = 500
     hide: list[str] | None = None
+    redraws: int = 0
     batch_size: int = 64
     server_timeout: float = TIMEOUT
     precision: str = "auto"

@@ -24,7 +24,7 @@ from eval.alarms import BASELINE, COPIES, MAIN, SECOND_DRAW, SUPERVISED, headlin
 from eval.copying import count_words, distinct_n, distinct_n_within, novel_ngrams
 from eval.html import render_html
 from eval.markdown import render_markdown
-from eval.measures import interval_of
+from eval.measures import interval_of, no_stop
 from eval.methods import METHODS
 from eval.outcomes import Outcomes, Won, by_score, shared_keys
 from eval.text import judge_name, mean_of
@@ -236,7 +236,7 @@ def _policy(name: str, rows: Sequence[Row]) -> dict[str, Any]:
     counts = [row.get("n_tokens") for row in rows]
     tokens = [n for n in counts if isinstance(n, int)]
     counted = len(tokens) == len(rows)
-    told = [row["found"] for row in rows if row.get("found") is not None]  # others' samples need not say
+    told = [no for row in rows if (no := no_stop(row)) is not None]  # others' samples need not say
     nll = [row["scores"]["ref_nll"] for row in rows if "ref_nll" in row["scores"]]
     known_nll = counted and sum(tokens) > 0 and len(nll) == len(rows)
     return {
@@ -250,7 +250,7 @@ def _policy(name: str, rows: Sequence[Row]) -> dict[str, Any]:
         "tokens": asdict(mean_interval(tokens, ids)) if counted else None,
         "words": asdict(mean_interval([count_words(text) for text in responses], ids)),
         "measures": _measures(rows),
-        "missing": sum(not stopped for stopped in told) / len(told) if told else None,
+        "missing": sum(told) / len(told) if told else None,
         "distinct_2_within": _mean_where_defined([distinct_n_within(text, 2) for text in responses], ids),
         "distinct": {str(n): distinct_n(responses, n) for n in (1, 2, 3)},
         "new_bigrams": _mean_where_defined([novel_ngrams(r["prompt"], r["response"], 2) for r in rows], ids),

@@ -25,18 +25,17 @@ from tqdm import tqdm
 
 from eval.baselines import Policy, best_of_n_kl, few_shot, text_of
 from eval.server import TIMEOUT
-from lightning_rlhf.data import placed
 from lightning_rlhf.files import DataError, append_jsonl, bad, file_sha256, unfinished, write_jsonl
 from lightning_rlhf.generation import seed_for, truncate
-from lightning_rlhf.labelers import answer
+from lightning_rlhf.labelers import Answers, Ask, answer, redrawn
 from lightning_rlhf.models import LM, fingerprint, load_on_device, load_tokenizer, run_context
 from lightning_rlhf.records import Prompt, Sample, read_prompts, read_samples
 from lightning_rlhf.scoring import LearnedReward, call_reward, code_of, is_learned, load_reward
+from lightning_rlhf.stage_data import placed
 from lightning_rlhf.tasks import Task, TaskTokens, UsageError, task_dict, task_tokens
 from lightning_rlhf.tokens import decode, encode, encode_continuation
 
 Row = dict[str, Any]
-Answers = tuple[list[list[str]], list[list[list[int]]], list[list[bool]]]  # of `labelers.answer`; a server's ids are empty
 REQUESTS = 8  # at a time to a server
 MOST_TOKENS = 512  # of a response that a model scores; more are cut off and counted
 
@@ -188,6 +187,7 @@ def sample_policies(
     seed: int,
     texts_only: bool = False,
     server_timeout: float = TIMEOUT,
+    redraws: int = 0,
 ) -> dict[str, Path]:
     """Every policy's answers to the held-out prompts; policies draw independently.
 
@@ -202,6 +202,7 @@ def sample_policies(
         seed: Each policy's own is this one and its number.
         texts_only: Leave out what needs a model or a server.
         server_timeout: Seconds that a server may take for an answer.
+        redraws: Times that a response that has not ended as it should is drawn anew.
 
     Returns:
         Policy → its file of samples.
@@ -223,7 +224,8 @@ def sample_policies(
     for number, (name, policy) in enumerate(policies.items()):
         if not (texts_only or policy.is_text or policy.is_samples):
             sample_policy(
-                name, policy, task, prompts, files[name], lm, batch_size, precision, seed, seed + number, server_timeout
+                name, policy, task, prompts, files[name], lm, batch_size, precision, seed, seed + number, server_timeout,
+                redraws,
             )  # fmt: skip
     return files
 
@@ -277,10 +279,11 @@ def made(name: str, policy: Policy, task: Task, prompts: HeldOut, seed: int) -> 
 
 def sample_policy(
     name: str, policy: Policy, task: Task, prompts: HeldOut, path: Path, lm: str, batch_size: int, precision: str,
-    seed: int, own_seed: int, server_timeout: float,
+    seed: int, own_seed: int, server_timeout: float, redraws: int,
 ) -> None:  # fmt: skip
     """Sample one response to each prompt (best of n: n, of which the reward's first largest is kept), batch by batch."""
     drawn = dict(policy=name, limit=len(prompts.records), seed=own_seed, batch_size=batch_size, **identity(policy))
+    drawn |= {"redraws": redraws} if redraws else {}
     key = {**drawn, "precision": precision, "prompts": prompts.digest, "task": task_dict(task)}
     if keep(path, key):
         return
@@ -288,9 +291,9 @@ def sample_policy(
     done = {row["id"]: row for row in unfinished(part, key)}
     asked_task = policy_task(policy, task, prompts, seed)
     if policy.server:
-        ask = ask_server(policy, asked_task, lm, server_timeout)
+        ask = ask_server(policy, asked_task, lm, server_timeout, redraws)
     else:
-        ask = ask_model(policy, asked_task, prompts, precision, name)
+        ask = ask_model(policy, asked_task, prompts, precision, name, redraws)
     reward = load_reward(policy.reward) if policy.reward is not None else None
     size = 1 if policy.server else max(1, batch_size // policy.best_of)
     ids = list(prompts.records)
@@ -302,10 +305,10 @@ def sample_policy(
         with bar:
             asked = lambda batch: (batch[1], ask([prompts.records[i].prompt for i in batch[1]], seed_for(own_seed, batch[0])))  # noqa: E731
             for of_batch, answers in each(asked, missing, REQUESTS if policy.server else 1):
-                best = choose(reward, prompts, of_batch, answers[0], precision)
+                best = choose(reward, prompts, of_batch, answers.texts, precision)
                 rows = [
-                    sampled_row(name, policy, task, id_, prompts.records[id_], own_seed, texts[k], tokens[k], found[k])
-                    for id_, k, texts, tokens, found in zip(of_batch, best, *answers, strict=True)
+                    sampled_row(name, policy, task, id_, prompts.records[id_], own_seed, texts[k], tokens[k], found[k], draws[k])
+                    for id_, k, texts, tokens, found, draws in zip(of_batch, best, *answers, strict=True)
                 ]
                 append_jsonl(part, rows)
                 done |= {row["id"]: row for row in rows}
@@ -318,13 +321,16 @@ def sample_policy(
 
 
 def sampled_row(
-    name: str, policy: Policy, task: Task, id_: str, record: Prompt, seed: int, text: str, tokens: list[int], found: bool
-) -> Row:
+    name: str, policy: Policy, task: Task, id_: str, record: Prompt, seed: int, text: str, tokens: list[int], found: bool,
+    draws: int,
+) -> Row:  # fmt: skip
     """A line of the samples' file."""
     row: Row = dict(id=id_, index=0, task=task.name, policy=name, prompt=record.prompt, response=text, seed=seed)
     if record.reference is not None:
         row["reference"] = record.reference
     row["found"] = found
+    if draws > 1:
+        row["draws"] = draws
     if tokens:
         row |= {"response_tokens": tokens, "n_tokens": len(tokens)}
     if policy.best_of > 1:
@@ -362,7 +368,7 @@ def policy_task(policy: Policy, task: Task, prompts: HeldOut, seed: int) -> Task
     return few_shot(task, policy.demonstrations, policy.shots, {r.prompt for r in prompts.records.values()}, seed)
 
 
-def ask_model(policy: Policy, task: Task, prompts: HeldOut, precision: str, name: str) -> Callable[[list[Any], int], Answers]:
+def ask_model(policy: Policy, task: Task, prompts: HeldOut, precision: str, name: str, redraws: int) -> Ask:
     """`ask(prompts, seed)` of a local model; raises UsageError where a prompt is longer than the model can read."""
     lm = load_on_device(policy.model)
     resolved = task_tokens(task, lm.tokenizer)
@@ -371,7 +377,7 @@ def ask_model(policy: Policy, task: Task, prompts: HeldOut, precision: str, name
 
     def ask(texts: list[Any], seed: int) -> Answers:
         with run_context(precision, lm.model):
-            return answer(lm, task, resolved, texts, seed, policy.best_of)
+            return answer(lm, task, resolved, texts, seed, policy.best_of, redraws=redraws)
 
     return ask
 
@@ -387,23 +393,24 @@ def check_room(lm: LM, lengths: dict[str, int], option: str) -> None:
         )
 
 
-def ask_server(policy: Policy, task: Task, lm: str, timeout: float) -> Callable[[list[Any], int], Answers]:
+def ask_server(policy: Policy, task: Task, lm: str, timeout: float, redraws: int) -> Ask:
     """`ask(prompts, seed)` of a server. Its tokens are its own: the task's truncation rule counts those of `lm`."""
     server, tokenizer = policy.api(timeout), load_tokenizer(lm)
     resolved = task_tokens(task, tokenizer)
 
     def ask(texts: list[Any], seed: int) -> Answers:
-        answers: Answers = ([], [], [])
+        answers = Answers([], [], [], [])
         for text in texts:
             prompt = f"{task.query_prefix}{text}{task.query_suffix}"
             told = server.complete(prompt, task.response_length, task.temperature, seed, policy.best_of)
             cuts = [cut(completion.text, task, resolved, tokenizer) for completion in told]
-            answers[0].append([c[0] for c in cuts])
-            answers[1].append([[] for _ in cuts])
-            answers[2].append([hit or completion.ended for (_, hit), completion in zip(cuts, told, strict=True)])
+            answers.texts.append([c[0] for c in cuts])
+            answers.tokens.append([[] for _ in cuts])
+            answers.found.append([hit or completion.ended for (_, hit), completion in zip(cuts, told, strict=True)])
+            answers.draws.append([1] * len(cuts))
         return answers
 
-    return ask
+    return lambda texts, seed: redrawn(ask, texts, seed, redraws)
 
 
 def cut(text: str, task: Task, resolved: TaskTokens, tokenizer: Any) -> tuple[str, bool]:

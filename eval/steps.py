@@ -24,6 +24,7 @@ from eval.sample import HeldOut, by_policy, held_out, sample_policies
 from eval.score import score_samples
 from eval.server import timeout_problems
 from lightning_rlhf.files import DataError, bad, list_files, members, read_jsonl
+from lightning_rlhf.labelers import redraw_problems
 from lightning_rlhf.models import find_lm, precision_problems
 from lightning_rlhf.records import Prompt, Sample, read_comparisons, read_samples
 from lightning_rlhf.runinfo import RunInfo
@@ -60,7 +61,7 @@ def run_step(step: str, options: Options) -> None:
     if step != "compare":
         sample_policies(
             o.task, plan.policies, plan.prompts, folder, o.lm, o.batch_size, o.precision, o.seed, step == "score",
-            o.server_timeout,
+            o.server_timeout, o.redraws,
         )  # fmt: skip
     if step in ("score", "report"):
         score_samples(
@@ -85,7 +86,7 @@ def checked(step: str, o: Options) -> Plan:
     for option, least in (("limit", 1), ("batch_size", 1), ("n_samples", 0), ("n_browse", 0)):
         if (number := getattr(o, option)) is not None and number < least:
             problems.append(f"{option}: found {number}, expected at least {least}")
-    problems += precision_problems(o.precision) + timeout_problems(o.server_timeout)
+    problems += redraw_problems(o.redraws, o.task) + precision_problems(o.precision) + timeout_problems(o.server_timeout)
     if Path(o.output).exists() and not Path(o.output).is_dir():
         problems.append(f"output: {o.output}: found a file, expected a folder or nothing")
     if not chosen:
@@ -278,7 +279,7 @@ def record_of(o: Options, policies: dict[str, Policy], judge: str | None) -> Run
     """run.json's options and the files that are read."""
     shown = {name: asdict(p) if isinstance(p, Policy) else p for name, p in (o.policies or {}).items()}
     names = ("samples", "prompts", "judges", "baselines", "reference", "known_reward", "learned_reward", "use_stemmer", "limit")
-    more = ("source_column", "comparisons", "ensemble", "logs", "more_logs", "second_draw")
+    more = ("source_column", "comparisons", "ensemble", "logs", "more_logs", "second_draw", "redraws")
     same = {name: getattr(o, name) for name in (*names, *more, "batch_size", "precision")}
     options = {"policies": shown, "task": asdict(o.task), "judge": judge, **same}
     verdicts = [name.partition(":")[2] for name in asked_of(o, judge) if name.startswith("verdicts:")]

@@ -34,7 +34,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from . import generation, logprobs, memory, models, ppo, ppo_networks, scoring
-from .data import Judged, PreferenceData, PromptData, StageData, policy_prompt
+from .data import Judged, PreferenceData, PromptData, policy_prompt
 from .files import is_there
 from .generation import Drawn
 from .machine import available_memory, resident
@@ -48,6 +48,7 @@ from .scalar import ScalarModel, load_scalar
 from .scoring import LearnedReward, is_learned
 from .sft import SFTModule
 from .stage import StageModule
+from .stage_data import StageData
 
 DRAW, SAMPLE = generation.draw, generation.sample_with
 SAMPLE_SIGNATURE = inspect.signature(SAMPLE)

@@ -17,7 +17,6 @@ from pytorch_lightning.utilities import rank_zero_warn
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.model_helpers import is_overridden
 
-from .data import StageData
 from .estimate import ALLOW, estimate, memory_problem
 from .files import DataError
 from .folders import alone, unwritable
@@ -25,6 +24,7 @@ from .parsing import OneMessage, explained, nulls, overruled
 from .reward import RewardModule
 from .scoring import guard_problems
 from .stage import StageCheckpoint, StageModule
+from .stage_data import StageData
 from .tasks import LM_HELP, RUN_DIR_HELP, Task, UsageError
 
 

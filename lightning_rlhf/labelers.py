@@ -11,8 +11,9 @@ command goes on when each has its answer.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from tqdm import tqdm
 
@@ -39,9 +40,28 @@ from .tasks import Task, TaskTokens, UsageError, task_tokens
 from .tokens import decode, encode, pad_batch
 
 
+class Answers(NamedTuple):
+    """Responses to prompts: for each prompt, of each of its samples."""
+
+    texts: list[list[str]]  # truncated
+    tokens: list[list[list[int]]]  # as sampled, untruncated; empty where a server keeps them to itself
+    found: list[list[bool]]  # whether the truncate token is there
+    draws: list[list[int]]  # which draw it is, from 1
+
+
+Ask = Callable[[list[Any], int], Answers]  # prompts, seed
+
+
 def answer(
-    lm: LM, task: Task, resolved: TaskTokens, prompts: list[Any], seed: int, num_samples: int = 1, whole: bool = True
-) -> tuple[list[list[str]], list[list[list[int]]], list[list[bool]]]:
+    lm: LM,
+    task: Task,
+    resolved: TaskTokens,
+    prompts: list[Any],
+    seed: int,
+    num_samples: int = 1,
+    whole: bool = True,
+    redraws: int = 0,
+) -> Answers:
     """Sample `num_samples` responses a prompt.
 
     Args:
@@ -51,23 +71,55 @@ def answer(
         seed: Of the generator.
         whole: Sample on after the truncate token, as the policy of 2019 does; False: the ids after it mean nothing, and the texts
             come sooner.
-
-    Returns:
-        For each prompt and sample: the truncated text, the sampled token ids (untruncated), whether the truncate token is there.
+        redraws: As in `redrawn`.
     """
     device = device_of(lm.model)
-    rows = [[*resolved.prefix, *encode(lm.tokenizer, p), *resolved.suffix] for p in prompts]
-    tokens, mask = pad_batch(rows, 0, "left")
     ends = [] if whole or resolved.truncate is None else [resolved.truncate]
-    sampled = sample_with(
-        lm.model, tokens.to(device), mask.to(device), task.response_length, task.temperature, seed, num_samples, stop=ends,
-        stop_after=task.truncate_after,
-    ).tokens  # fmt: skip
-    _, kept, found = truncate(sampled, resolved.truncate, task.truncate_after, 0)
-    ids = sampled.tolist()
-    texts = [decode(lm.tokenizer, r[:n], continuation=True) for r, n in zip(ids, kept.sum(1).tolist(), strict=True)]
-    group = lambda flat: [flat[i : i + num_samples] for i in range(0, len(flat), num_samples)]  # noqa: E731
-    return group(texts), group(ids), group(found.tolist())
+
+    def ask(asked: list[Any], seed: int) -> Answers:
+        rows = [[*resolved.prefix, *encode(lm.tokenizer, p), *resolved.suffix] for p in asked]
+        tokens, mask = pad_batch(rows, 0, "left")
+        sampled = sample_with(
+            lm.model, tokens.to(device), mask.to(device), task.response_length, task.temperature, seed, num_samples, stop=ends,
+            stop_after=task.truncate_after,
+        ).tokens  # fmt: skip
+        _, kept, found = truncate(sampled, resolved.truncate, task.truncate_after, 0)
+        ids = sampled.tolist()
+        texts = [decode(lm.tokenizer, r[:n], continuation=True) for r, n in zip(ids, kept.sum(1).tolist(), strict=True)]
+        group = lambda flat: [flat[i : i + num_samples] for i in range(0, len(flat), num_samples)]  # noqa: E731
+        return Answers(group(texts), group(ids), group(found.tolist()), [[1] * num_samples for _ in asked])
+
+    return redrawn(ask, prompts, seed, redraws)
+
+
+def redrawn(ask: Ask, prompts: list[Any], seed: int, redraws: int) -> Answers:
+    """Answers of which those that do not end as they should are drawn anew: rejection sampling, as for all that people are shown
+    in 2019 (sections 3.1 and 3.2).
+
+    Args:
+        ask: Answers prompts with a seed, as many responses to each.
+        prompts, seed: What it is asked first.
+        redraws: Times that what has not ended is drawn anew, at most; what has not ended then stays.
+    """
+    answers = ask(prompts, seed)
+    for again in range(1, redraws + 1):
+        open_ = [i for i, found in enumerate(answers.found) if not all(found)]
+        if not open_:
+            break
+        fresh = ask([prompts[i] for i in open_], seed_for(seed, again))
+        for at, i in enumerate(open_):
+            ended = (k for k, found in enumerate(fresh.found[at]) if found)
+            for place, k in zip([k for k, found in enumerate(answers.found[i]) if not found], ended, strict=False):
+                answers.texts[i][place], answers.tokens[i][place] = fresh.texts[at][k], fresh.tokens[at][k]
+                answers.found[i][place], answers.draws[i][place] = True, 1 + again
+    return answers
+
+
+def redraw_problems(redraws: int, task: Task) -> list[str]:
+    """What is wrong with a number of redraws, in words."""
+    if redraws > 0 and task.truncate_text is None:
+        return [f"redraws: found {redraws} with task.truncate_text null, expected 0: nothing tells a response that has not ended"]
+    return [f"redraws: found {redraws}, expected at least 0"] if redraws < 0 else []
 
 
 def label(
@@ -81,6 +133,7 @@ def label(
     label_type: Literal["best_of_n", "ranked", "scalar_rating"] = "best_of_n",
     train: int | None = None,
     val: int | None = None,
+    redraws: int = 0,
     batch_size: int = 64,
     precision: str = "auto",
     seed: int = 1,
@@ -103,6 +156,7 @@ def label(
             Of the validation prompts it says which is best, so that reward models of all types compare.
         train: Label so many training prompts; null: all.
         val: Label so many validation prompts; null: all.
+        redraws: Times that a response whose end is not there (`task.truncate_text`) is drawn anew (2019: until it is); 0: never.
         batch_size: Comparisons at a time.
         precision: `32`, `bf16`, or `auto`: bf16 where the hardware is fast at it.
         seed: Of the sampling.
@@ -114,7 +168,7 @@ def label(
     least = {"num_samples": (num_samples, 2), "per_prompt": (per_prompt, 1), "batch_size": (batch_size, 1)}
     least |= {k: (v, 1) for k, v in (("train", train), ("val", val)) if v is not None}
     problems = task.problems() + [f"{k}: found {v}, expected at least {low}" for k, (v, low) in least.items() if v < low]
-    problems += precision_problems(precision)
+    problems += precision_problems(precision) + redraw_problems(redraws, task)
     files = {s: Path(prompts) / f"{s}.jsonl" for s in ("train", "val")}
     problems += [f"prompts: {file}: no such file" for file in files.values() if not file.is_file()]
     if problems:
@@ -138,7 +192,7 @@ def label(
     if not list(Path(output).glob("*.part")) and (problem := made_elsewhere(output, [f"{split}.jsonl" for split in splits])):
         raise UsageError(problem)
     config = dict(lm=lm, task=vars(task), labeler=labeler, num_samples=num_samples, per_prompt=per_prompt)
-    config |= dict(label_type=label_type, batch_size=batch_size, precision=precision)
+    config |= dict(label_type=label_type, batch_size=batch_size, precision=precision, redraws=redraws)
     info = RunInfo("labels", seed, config, [*files.values(), *([people] if people is not None else [])])
     counts: dict[str, Any] = {}
     with alone(output):
@@ -160,8 +214,10 @@ def label(
                 number = first // at_once + (1_000_000 if split == "val" else 0)
                 with run_context(precision, policy.model):
                     asked = [r.prompt for r in batch]
-                    texts, _, _ = answer(policy, task, resolved, asked, seed_for(seed, number), num_samples * each, whole=False)
-                groups = [t[i : i + num_samples] for t in texts for i in range(0, len(t), num_samples)]
+                    drawn = answer(
+                        policy, task, resolved, asked, seed_for(seed, number), num_samples * each, whole=False, redraws=redraws
+                    )
+                groups = [t[i : i + num_samples] for t in drawn.texts for i in range(0, len(t), num_samples)]
                 if reward is None:
                     read = [r for _, r in found[split][first : first + at_once]]  # not rendered: messages stay messages
                     asked_of = [r for r in read for _ in range(each)]

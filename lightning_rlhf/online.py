@@ -14,6 +14,7 @@ policy, `reward` and `ppo` point at the latest. A run that was killed anywhere g
 from __future__ import annotations
 
 import json
+from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from .files import append_jsonl, bad, whole_lines
 from .fit import parsed, run_fit
 from .folders import point
 from .generation import seed_for
-from .labelers import answer, compare
+from .labelers import answer, compare, redraw_problems
 from .models import LM, find_lm, load_on_device, precision_problems, run_context
 from .people import all_alike, answers_file, answers_of_people, answers_problem, request, unreadable, with_best
 from .ppo import PPOModule
@@ -97,13 +98,15 @@ class Collector:
         seed: Of the sampling.
         batch_size: Prompts at a time.
         precision: `32`, `bf16`, `auto`.
+        redraws: As in `labelers.redrawn`.
     """
 
     def __init__(
-        self, lm: str, policy: str, task: Task, labeler: str, output: Path, seed: int, batch_size: int, precision: str
-    ) -> None:
+        self, lm: str, policy: str, task: Task, labeler: str, output: Path, seed: int, batch_size: int, precision: str,
+        redraws: int = 0,
+    ) -> None:  # fmt: skip
         self.lm, self.policy, self.task, self.labeler, self.output = lm, policy, task, labeler, output
-        self.seed, self.batch_size, self.precision = seed, batch_size, precision
+        self.seed, self.batch_size, self.precision, self.redraws = seed, batch_size, precision, redraws
         self.models: tuple[LM, LM, TaskTokens] | None = None
         self.people = answers_file(labeler)
         self.asked: list[tuple[Path, list[dict[str, Any]]]] = []  # of people: labels that are to be given, and their file
@@ -121,11 +124,12 @@ class Collector:
         policy, reference, resolved = self._load()
         texts = [p.prompt for p in prompts]
         seeds = [seed_for(self.seed, number + offset, 7 if split == "train" else 8) for offset in (0, 1)]
+        drawn = partial(answer, task=self.task, resolved=resolved, prompts=texts, whole=False, redraws=self.redraws)
         with run_context(self.precision, policy.model):
             if split == "train":
-                return answer(policy, self.task, resolved, texts, seeds[0], num_samples, whole=False)[0]
-            own = answer(policy, self.task, resolved, texts, seeds[0], num_samples // 2, whole=False)[0]
-            other = answer(reference, self.task, resolved, texts, seeds[1], num_samples - num_samples // 2, whole=False)[0]
+                return drawn(policy, seed=seeds[0], num_samples=num_samples).texts
+            own = drawn(policy, seed=seeds[0], num_samples=num_samples // 2).texts
+            other = drawn(reference, seed=seeds[1], num_samples=num_samples - num_samples // 2).texts
         return [a + b for a, b in zip(own, other, strict=True)]
 
     def draw(self, split: str, prompts: list[Prompt], first: int, count: int, num_samples: int) -> tuple[list[Prompt], list[Any]]:
@@ -235,6 +239,7 @@ def online(
     rounds: int = 20,
     num_samples: int = 4,
     labeler: str = "known:sentiment",
+    redraws: int = 0,
     batch_size: int = 64,
     precision: str = "auto",
     seed: int = 1,
@@ -258,6 +263,7 @@ def online(
         num_samples: Responses a comparison.
         labeler: `known:NAME` or `module:function`, which picks the largest; or `file:PATH` of what people say, `{id, best}`, as
             `lightning-rlhf label` writes it.
+        redraws: Times that a label's response whose end is not there (`task.truncate_text`) is drawn anew; 0: never.
         batch_size: Prompts at a time, for labels.
         precision: Of the sampling for labels: `32`, `bf16` or `auto`.
         seed: Of everything.
@@ -274,7 +280,7 @@ def online(
         "batch_size": (batch_size, 1), "total_episodes": (total_episodes, ppo_batch_size * rounds),
     }  # fmt: skip
     problems += [f"{k}: found {v}, expected at least {low}" for k, (v, low) in least.items() if v < low]
-    problems += precision_problems(precision)
+    problems += precision_problems(precision) + redraw_problems(redraws, task)
     if problem := answers_problem(labeler):
         problems.append(problem)
     stages: dict[str, tuple[list[str], type[StageModule]]] = {"reward": (reward, RewardModule), "ppo": (ppo, PPOModule)}
@@ -312,7 +318,7 @@ def online(
         here = folder / f"round-{k:02d}"
         if not (here / "ppo" / "run.json").is_file():
             # 1. labels of the current policy
-            collector = Collector(lm, previous, task, labeler, folder, seed, batch_size, precision)
+            collector = Collector(lm, previous, task, labeler, folder, seed, batch_size, precision, redraws)
             collector.collect("train", asked, shares[k - 1] if k else 0, shares[k], num_samples, k)
             collector.collect("val", held_queries, held[k - 1] if k else 0, held[k], num_samples, k)
             collector.ask_people()

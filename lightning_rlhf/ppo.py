@@ -376,7 +376,8 @@ class PPOModule(PPONetworks):
         """The alarms that an iteration's figures raise."""
         vitals = Vitals(
             entropy=logged["ppo/policy/entropy"], repetition=logged["objective/repetition"], length=logged["objective/length"],
-            penalised=1 - logged["objective/found"], var_explained=logged["ppo/val/var_explained"],
+            penalised=0.0 if self.penalty is None else 1 - logged["objective/found"],
+            var_explained=logged["ppo/val/var_explained"],
         )  # fmt: skip
         self._tell(self.alarms.judge(self.updates - 1, vitals))
 

@@ -296,8 +296,12 @@ class PPONetworks(PPOSetup):
             raise UsageError(f"model.reward: {wrong}, expected finite numbers")
         if self.score_clip is not None:
             scores = scores.clamp(-self.score_clip, self.score_clip)
-        penalty = self.task.penalty if self.missing_eos_penalty is None else self.missing_eos_penalty
-        return torch.where(found, scores, penalty), found
+        return scores if self.penalty is None else torch.where(found, scores, self.penalty), found
+
+    @property
+    def penalty(self) -> float | None:
+        """The score of a response that did not end as it should; None: its own."""
+        return self.task.penalty if self.missing_eos_penalty is None else self.missing_eos_penalty
 
     @property
     def only_tokens(self) -> bool:

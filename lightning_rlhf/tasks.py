@@ -48,7 +48,7 @@ class Task:
         response_length: Exactly so many tokens are sampled; EOS does not stop.
         truncate_text: The response that is scored ends with the first such token at index >= truncate_after.
         truncate_after: First token index (from 0) at which truncate_text counts.
-        penalty: The score of a response that has no such token.
+        penalty: The score of a response that has no such token, in place of its own; null: its own.
         temperature: Sampling temperature; every log-probability of a response is taken at it.
     """
 
@@ -61,7 +61,7 @@ class Task:
     response_length: int = 24
     truncate_text: str | None = "."
     truncate_after: int = 16
-    penalty: float = -1.0
+    penalty: float | None = -1.0
     temperature: float = 0.7
 
     def problems(self) -> list[str]:
@@ -78,8 +78,8 @@ class Task:
             )
         if not 0 < self.temperature < math.inf:
             found.append(f"task.temperature: found {self.temperature}, expected above 0")
-        if not math.isfinite(self.penalty):
-            found.append(f"task.penalty: found {self.penalty}, expected a finite number")
+        if self.penalty is not None and not math.isfinite(self.penalty):
+            found.append(f"task.penalty: found {self.penalty}, expected a finite number, or null for none")
         return found
 
 

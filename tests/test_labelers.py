@@ -14,7 +14,7 @@ from lightning_rlhf import labelers
 from lightning_rlhf.files import DataError
 from lightning_rlhf.folders import alone
 from lightning_rlhf.known import RougeReward, SentimentReward
-from lightning_rlhf.labelers import answer, compare, label
+from lightning_rlhf.labelers import Answers, answer, compare, label, redrawn
 from lightning_rlhf.models import load_lm, run_context
 from lightning_rlhf.records import Prompt, label_type, read_comparisons, read_demonstrations
 from lightning_rlhf.tasks import Task, UsageError, task_tokens
@@ -96,12 +96,57 @@ def test_a_batch_is_as_large_whatever_a_prompt_has(tiny_run: Path, tmp_path: Pat
         assert asked[:-1] == expected  # then the validation prompts
 
 
+def test_what_has_not_ended_is_drawn_anew() -> None:
+    """In its own place, from a draw of another seed, as often as is allowed; what had ended stays."""
+    ends = {0: ["a.", "b", "c"], 1: ["d.", "e.", "f"], 2: ["g", "h.", "i."]}
+    asked: list[tuple[list[str], int]] = []
+
+    def ask(prompts: list[str], seed: int) -> Answers:
+        texts = [["z."] * 3 if p == "ended" else list(ends[len(asked)]) for p in prompts]
+        asked.append((prompts, seed))
+        found = [[t.endswith(".") for t in three] for three in texts]
+        return Answers(texts, [[[ord(t[0])] for t in three] for three in texts], found, [[1] * 3 for _ in texts])
+
+    once = redrawn(ask, ["open", "ended"], 5, 1)
+    assert once.texts == [["a.", "d.", "e."], ["z."] * 3] and once.draws == [[1, 2, 2], [1] * 3]
+    assert once.tokens[0] == [[ord("a")], [ord("d")], [ord("e")]] and once.found[0] == [True] * 3
+    assert [prompts for prompts, _ in asked] == [["open", "ended"], ["open"]] and asked[0][1] != asked[1][1]
+    ends[1] = ["d", "e", "f."]
+    asked.clear()
+    assert redrawn(ask, ["open"], 5, 2).texts == [["a.", "f.", "h."]] and len(asked) == 3
+    asked.clear()
+    stays = redrawn(ask, ["open"], 5, 1)
+    assert (stays.texts, stays.found, stays.draws) == ([["a.", "f.", "c"]], [[True, True, False]], [[1, 2, 1]])
+    asked.clear()
+    assert redrawn(ask, ["open"], 5, 0).texts == [["a.", "b", "c"]] and len(asked) == 1
+
+
+def test_labels_of_responses_that_end(tiny_run: Path, tmp_path: Path) -> None:
+    """As what people are shown in 2019: all end at a period; those that did so at once are the same."""
+    first = labelled(tiny_run, tmp_path / "once")
+    ended = labelled(tiny_run, tmp_path / "ended", redraws=40)
+    pairs = [(a, b) for x, y in zip(first, ended, strict=True) for a, b in zip(x["responses"], y["responses"], strict=True)]
+    assert all(b.endswith(".") for _, b in pairs) and any(not a.endswith(".") for a, _ in pairs)
+    assert all(a == b for a, b in pairs if a.endswith("."))
+    assert json.loads((tmp_path / "ended/run.json").read_text())["config"]["redraws"] == 40
+
+
+@pytest.mark.parametrize(
+    ("task", "redraws", "message"),
+    [(TASK, -1, "redraws: found -1, expected at least 0"),
+     (Task(truncate_text=None), 3, "redraws: found 3 with task.truncate_text null, expected 0")],
+)  # fmt: skip
+def test_redraws_that_cannot_be(tiny_run: Path, tmp_path: Path, task: Task, redraws: int, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        label("stories260k", task, str(tiny_run / "prompts"), str(tmp_path), redraws=redraws)
+
+
 def test_comparisons_of_equal_responses_are_left_out(
     tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def sure(*args: Any, **options: Any) -> Any:
-        texts, *rest = answer(*args, **options)
-        return [[t[0]] * len(t) if i == 1 else t for i, t in enumerate(texts)], *rest
+        found = answer(*args, **options)
+        return found._replace(texts=[[t[0]] * len(t) if i == 1 else t for i, t in enumerate(found.texts)])
 
     monkeypatch.setattr(labelers, "answer", sure)
     found = labelled(tiny_run, tmp_path)  # 4 + 2 prompts, of which each batch's second
@@ -207,7 +252,7 @@ def test_labeler_sees_the_truncated_response() -> None:
     lm = load_lm("stories260k")
     resolved = task_tokens(TASK, lm.tokenizer)
     with run_context():
-        texts, ids, found = answer(lm, TASK, resolved, ["Once upon a time", "Lily"], seed=1, num_samples=8)
+        texts, ids, found, _ = answer(lm, TASK, resolved, ["Once upon a time", "Lily"], seed=1, num_samples=8)
     assert [len(t) for t in texts] == [8, 8]
     cut = 0
     for text, row, has in zip(*(chain.from_iterable(x) for x in (texts, ids, found)), strict=True):
@@ -227,7 +272,7 @@ def test_nothing_is_sampled_after_the_truncate_token_where_the_text_alone_is_wan
     hook = lm.model.lm_head.register_forward_pre_hook(lambda _, given: fed.append(given[0].shape[0]))
     given = (lm, task, resolved, ["Once upon a time", "Lily"])
     with run_context():
-        texts, _, found = answer(*given, seed=1, num_samples=8)
+        texts, _, found, _ = answer(*given, seed=1, num_samples=8)
         whole, fed[:] = sum(fed), []
         assert answer(*given, seed=1, num_samples=8, whole=False)[::2] == (texts, found)
     hook.remove()

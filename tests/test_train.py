@@ -23,7 +23,7 @@ from lightning_rlhf.ppo_networks import Outputs
 from lightning_rlhf.reward import RewardModule
 from lightning_rlhf.scalar import load_scalar
 from lightning_rlhf.sft import SFTModule
-from lightning_rlhf.tasks import UsageError
+from lightning_rlhf.tasks import Task, UsageError
 from lightning_rlhf.tokens import pad_batch
 from lightning_rlhf.trunks import SplitTrunk
 
@@ -93,7 +93,7 @@ def ppo(
     prompts = write(folder / "prompts.jsonl", [{"prompt": p} for p in PROMPTS])
     given: dict[str, Any] = dict(policy="stories260k", reward=f"{folder / 'rewards.py'}:length", num_ppo_epochs=2)
     given["optimizer"] = lambda p: AdamTF(p, lr=1e-3)
-    module = PPOModule(output=str(folder / "policy"), task=TASK, **{**given, **options})
+    module = PPOModule(output=str(folder / "policy"), **{"task": TASK, **given, **options})
     data = PromptData(prompts, "stories260k", TASK, batch_size=batch_size, total_episodes=iterations * batch_size)
     assert module.check(data, trainer_of(), False) == []
     if before:
@@ -255,6 +255,16 @@ def test_scores_are_of_the_truncated_text_and_the_penalty_of_the_rest(tmp_path: 
             assert score == pytest.approx(completion.count(" ") - 0.1 * len(completion) + 0.01 * len(text), rel=1e-5, abs=1e-6)
     assert 4 < found < 28
     assert sum(r["objective/found"] for r in watch.rows) == pytest.approx(found / 16)
+
+
+def test_without_a_penalty_each_response_has_its_own_score(tmp_path: Path) -> None:
+    """Not 0, which would be a reward like another; and no alarm says that most are penalised."""
+    known = Spy()
+    module, watch = ppo(tmp_path, 2, 16, before=known, task=Task(**{**vars(TASK), "penalty": None}))
+    scores = torch.cat([rollout.scores for _, rollout in known.kept])
+    assert sum(r["objective/found"] for r in watch.rows) / 2 < 1  # some have no end
+    assert len(scores.unique()) > 16 and bool((scores > 0).all())
+    assert module.alarms.start is not None and module.alarms.start["penalised"] == 0
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])

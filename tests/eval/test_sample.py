@@ -19,6 +19,7 @@ from eval.__main__ import STEPS, main, parse
 from eval.baselines import Policy, best_of_n_kl, few_shot, text_of
 from eval.copying import sentences
 from lightning_rlhf.files import DataError, write_jsonl
+from lightning_rlhf.labelers import Answers
 from lightning_rlhf.models import load_lm, load_tokenizer, save_policy
 from lightning_rlhf.records import Prompt
 from lightning_rlhf.tasks import Task, task_tokens
@@ -166,11 +167,11 @@ def test_an_interrupted_policy_goes_on_and_ends_the_same(prompts: Path, monkeypa
     shutil.rmtree(prompts.parent / "out")
     real, calls = eval.sample.answer, []
 
-    def dies(*args: Any) -> Any:
+    def dies(*args: Any, **options: Any) -> Any:
         calls.append(args)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return real(*args)
+        return real(*args, **options)
 
     monkeypatch.setattr("eval.sample.answer", dies)
     with pytest.raises(SystemExit) as stopped:
@@ -236,6 +237,18 @@ def test_a_checkpoint_answers_as_the_export_of_its_step(
     assert f"model '{prompts}': found a file that is no whole checkpoint, {expected}" in error
 
 
+def test_responses_that_do_not_end_are_drawn_anew(prompts: Path) -> None:
+    """Each that is kept ends; the share that did not at once stays a figure of the policy."""
+    for options in ((), ("--redraws", "60")):
+        main(words("sample", prompts, {"tiny": "stories260k"}, *options))
+        drawn = rows(prompts, "tiny")
+        assert all(r["found"] and r["response"].endswith(".") for r in drawn) == bool(options)
+    main(words("score", prompts, {"tiny": "stories260k"}, "--redraws", "60", "--known_reward", "known:sentiment"))
+    assert rows(prompts, "tiny") == drawn and any(r.get("draws", 1) > 1 for r in drawn)
+    scores = [json.loads(line) for line in (prompts.parent / "out/scores.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [s["measures"]["no_stop"] for s in scores] == [int(r.get("draws", 1) > 1) for r in drawn]
+
+
 def test_best_of_n_keeps_the_first_best_and_says_its_kl(prompts: Path, tmp_path: Path) -> None:
     (tmp_path / "vowels.py").write_text(
         "def count(prompts, completions, reference, weight, **columns):\n"
@@ -255,8 +268,9 @@ def test_best_of_n_keeps_the_first_best_and_says_its_kl(prompts: Path, tmp_path:
 
 def test_best_of_n_is_the_best_of_what_was_sampled(prompts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told = [[" aa", " b", " aaa", " aaa ", " "]] * 6
-    monkeypatch.setattr("eval.sample.answer", lambda lm, task, resolved, texts, seed, n: (
-        told[: len(texts)], [[[k + 1] for k in range(5)]] * len(texts), [[k == 2 for k in range(5)]] * len(texts)))  # fmt: skip
+    monkeypatch.setattr("eval.sample.answer", lambda lm, task, resolved, texts, seed, n, redraws: Answers(
+        told[: len(texts)], [[[k + 1] for k in range(5)]] * len(texts), [[k == 2 for k in range(5)]] * len(texts),
+        [[1] * 5] * len(texts)))  # fmt: skip
     monkeypatch.setattr(
         "eval.sample.load_reward", lambda name: lambda prompts, completions, **c: [len(t.strip()) for t in completions]
     )

@@ -33,9 +33,13 @@ def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
     """One token a row: the first whose cumulative probability exceeds a uniform number; (B, V), (B, 1) float64 → (B, 1) long.
 
     `torch.multinomial` draws V numbers a row, which on a CPU takes longer than the output embedding; one sum over V in
-    float32 would lose tokens rarer than 6e-8. So first a block of tokens, then a token of the block, both in float64.
+    float32 would lose tokens rarer than 6e-8. So first a block of tokens, then a token of the block, both in float64; of few
+    tokens there is one block.
     """
     rows, block = len(probabilities), 256
+    if probabilities.shape[1] <= 4 * block:
+        ends = probabilities.double().cumsum(-1)
+        return torch.searchsorted(ends, uniform * ends[:, -1:], right=True).clamp_max(probabilities.shape[1] - 1)
     blocks = F.pad(probabilities, (0, -probabilities.shape[1] % block)).view(rows, -1, block)
     ends = blocks.sum(-1).double().cumsum(-1)  # (B, V / 256)
     uniform = uniform * ends[:, -1:]
@@ -178,7 +182,7 @@ def sample_with(
             token, logprob = drawing(logits, uniform[there], temperature)  # (rows of the batch, 1) each
             sampled[there, step] = torch.where(live, token.squeeze(1), pad_id)
             logprobs[there, step] = torch.where(live, logprob.squeeze(1), 0.0)
-            after = live & ~torch.isin(token.squeeze(1), stops) if step >= stop_after else live
+            after = live & ~torch.isin(token.squeeze(1), stops) if stop and step >= stop_after else live
             needed = after if watch is None else live  # a watched block sees the stop token too
             if (step + 1 == length and watch is None) or (stop and step % each == 0 and not bool(needed.any())):
                 break

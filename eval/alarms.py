@@ -351,7 +351,7 @@ def _about_scores(policy: Mapping[str, Any], report: Report) -> Iterator[Doubt]:
             yield _warning(kind, name, text)
     if (policy["missing"] or 0) > 0.5:
         share = percent(policy["missing"])
-        text = f"Most responses of {name} were penalised: {share} have no truncation token."
+        text = f"Most responses of {name} do not end as the task asks: {share} had no truncation token when first drawn."
         yield _warning("penalised", name, text)
 
 

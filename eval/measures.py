@@ -81,7 +81,8 @@ def measure(rows: Sequence[Mapping[str, Any]], sources: Sequence[str], use_stemm
 
 def no_stop(row: Mapping[str, Any]) -> int | None:
     """1 where the first draw lacks the task's truncate token, 0 where it has it; None where a sample does not say."""
-    return None if row.get("found") is None else int(not row["found"] or row.get("draws", 1) > 1)
+    draws = row.get("draws")
+    return None if row.get("found") is None else int(not row["found"] or (isinstance(draws, int) and draws > 1))
 
 
 def _rouge(rows: Sequence[Mapping[str, Any]], use_stemmer: bool) -> list[Measures]:

@@ -17,11 +17,12 @@ METHODS = {
     "KL": (
         "Mean over responses of Σ log π(token) − log π_ref(token) over the sampled tokens before "
         "truncation, in nats, under the policy that sampled them (Ziegler et al. 2019, arXiv "
-        "1909.08593)."
+        "1909.08593); where responses were drawn anew until they ended (redraws), of those that did."
     ),
     "No stop": (
         "Share of responses without the truncation token, which the task penalises (Ziegler et al. 2019); where such responses "
-        "were drawn anew (redraws), of the first draws, while every other figure, KL too, is of what was kept."
+        "were drawn anew (redraws), of the first draws (best of n: of what was kept), while every other figure is of what was "
+        "kept."
     ),
     "Length": ("Mean sampled tokens, and mean words (of any script), per response."),
     "Distinct-2 within": (

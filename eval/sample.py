@@ -329,7 +329,7 @@ def sampled_row(
     if record.reference is not None:
         row["reference"] = record.reference
     row["found"] = found
-    if draws > 1:
+    if draws > 1 and policy.best_of == 1:  # of several, the one that is kept says nothing of how often the policy ends
         row["draws"] = draws
     if tokens:
         row |= {"response_tokens": tokens, "n_tokens": len(tokens)}

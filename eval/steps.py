@@ -82,11 +82,13 @@ def checked(step: str, o: Options) -> Plan:
     chosen = as_policies(o.policies or {})
     if o.samples is not None:
         chosen |= {name: Policy(o.samples) for name in by_policy(o.samples) if name not in chosen}
+    sampled = any(not (p.is_text or p.is_samples) for p in chosen.values())
     problems = policy_problems(chosen, o.task.name, o.allow_other_task) if step != "compare" else []
     for option, least in (("limit", 1), ("batch_size", 1), ("n_samples", 0), ("n_browse", 0)):
         if (number := getattr(o, option)) is not None and number < least:
             problems.append(f"{option}: found {number}, expected at least {least}")
-    problems += redraw_problems(o.redraws, o.task) + precision_problems(o.precision) + timeout_problems(o.server_timeout)
+    problems += redraw_problems(o.redraws, o.task) if step != "compare" and sampled else []
+    problems += precision_problems(o.precision) + timeout_problems(o.server_timeout)
     if Path(o.output).exists() and not Path(o.output).is_dir():
         problems.append(f"output: {o.output}: found a file, expected a folder or nothing")
     if not chosen:

@@ -192,7 +192,8 @@ def label(
     if not list(Path(output).glob("*.part")) and (problem := made_elsewhere(output, [f"{split}.jsonl" for split in splits])):
         raise UsageError(problem)
     config = dict(lm=lm, task=vars(task), labeler=labeler, num_samples=num_samples, per_prompt=per_prompt)
-    config |= dict(label_type=label_type, batch_size=batch_size, precision=precision, redraws=redraws)
+    config |= dict(label_type=label_type, batch_size=batch_size, precision=precision)
+    config |= {"redraws": redraws} if redraws else {}
     info = RunInfo("labels", seed, config, [*files.values(), *([people] if people is not None else [])])
     counts: dict[str, Any] = {}
     with alone(output):

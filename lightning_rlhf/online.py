@@ -351,6 +351,7 @@ def _same_options(file: Path, options: dict[str, Any]) -> None:
     options = json.loads(json.dumps(options))
     if file.is_file():
         then = json.loads(file.read_text(encoding="utf-8"))
+        then.setdefault("redraws", 0)  # of runs that began before there were any
         changed = [k for k in sorted({*then, *options}) if then.get(k) != options.get(k)]
         if changed:
             lines = [f"{k}: found {options.get(k)!r}, the run in {file.parent} began with {then.get(k)!r}" for k in changed]

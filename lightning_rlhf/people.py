@@ -59,17 +59,24 @@ def answers_of_people(
         label_type: `best_of_n`, or `ranked`, for which `best` alone is no answer.
 
     Raises:
-        UsageError: Some are not answered yet; the command can be run again.
+        UsageError: Some are not answered yet, and the command can be run again; or an answer that does not say which responses
+            it is about, where others were asked about before.
         DataError: An answer is out of range.
     """
     found: dict[str, dict[str, Any]] = {}
     other = 0
+    asked = {r["id"]: r["responses"] for _, _, r in read_jsonl(requests)} if requests.is_file() else {}
     by_id = {r["id"]: r for r in rows if not all_alike(r["responses"])}
     for file, number, given in read_jsonl(answers) if whole_lines(answers) else ():
         row, at = by_id.get(str(given.get("id"))), f"{file}:{number}"
         if row is None or given.get("responses", row["responses"]) != row["responses"]:
             other += row is not None
             continue
+        if "responses" not in given and asked.get(row["id"], row["responses"]) != row["responses"]:
+            raise UsageError(
+                f"{at}: found an answer without responses, and {requests} asked {row['id']} about other ones than these options "
+                "draw; go back to the options that it was written with, or move both files away"
+            )
         n, best, ranks = len(row["responses"]), given.get("best"), given.get("ranks")
         if ranks is None:
             check(type(best) is int and 0 <= best < n, best, at, "best", f"0 to {n - 1}")

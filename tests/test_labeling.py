@@ -623,6 +623,10 @@ def test_answers_of_people(tmp_path: Path) -> None:
     assert found == [{**asked[0], "best": 1, "labeler": "ben"}, {**asked[1], "best": 0}]  # the last one; equal ones need none
     with pytest.raises(UsageError, match="1 of 1 comparisons wait for .*; 1 of its answers are about other responses: run"):
         answers({"id": "a", "best": 0, "responses": ["x", "z"]})
+    write(tmp_path / "q.jsonl", [{**asked[0], "responses": ["x", "before"]}])  # what people saw, under other options
+    with pytest.raises(UsageError, match=r"a.jsonl:1: found an answer without responses, and .*q.jsonl asked a about other ones"):
+        answers({"id": "a", "best": 0})
+    assert answers({"id": "a", "best": 0, "responses": ["x", "y"]})[0]["best"] == 0
     with pytest.raises(UsageError, match="--output .*a.jsonl --label_type ranked`, then the same command again"):
         answers({"id": "z", "best": 0}, label_type="ranked")
     for wrong in ([1], [2, 3], [1, 0], "1"):

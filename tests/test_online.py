@@ -208,6 +208,9 @@ def test_verdicts_from_a_file(
 def test_other_options_are_refused(arguments: Callable[..., list[str]], tmp_path: Path, refused: Callable[..., str]) -> None:
     labeler = ("--labeler", f"file:{tmp_path / 'none.jsonl'}")
     refused(arguments("run", *labeler))
+    began = tmp_path / "run" / "online.json"
+    began.write_text(json.dumps({k: v for k, v in json.loads(began.read_text()).items() if k != "redraws"}))  # as it once was
+    assert "wait for an answer" in refused(arguments("run", *labeler))
     message = refused(arguments("run", *labeler, "--total_labels", "61"))
     assert "total_labels: found 61, the run in" in message
     assert "began with 60" in message

@@ -30,6 +30,7 @@ def test_measures_by_hand() -> None:
     assert (got["refusal"], got["empty"], got["truncated"], got["no_stop"]) == (0, 0, 0, 1)
     assert one("It sat.", found=True)["no_stop"] == 0 and one("It sat.")["no_stop"] is None
     assert one("It sat.", found=True, draws=2)["no_stop"] == 1  # of the policy: what it drew first did not
+    assert [one("It sat.", found=True, draws=d)["no_stop"] for d in (None, "2", 1)] == [0, 0, 0]  # of others' files
     # "it was happy there a cat barked" against "the cat was happy": was, happy, cat → P 3/7, R 3/4
     assert got["rouge1"] == pytest.approx(2 * (3 / 7) * (3 / 4) / (3 / 7 + 3 / 4), abs=1e-15)
 

@@ -382,7 +382,7 @@ def test_no_warning_without_cause() -> None:
         ("large KL", "nats from the reference (more than 10)", scored(kl=9.0)),
         ("negative KL", "has a negative mean KL (−", scored(kl=-9.0)),
         ("over-optimised", "while the known score falls by", scored(known=-3.0)),
-        ("penalised", "Most responses of rlhf were penalised: 100.0 %", lambda row: row.update(found=False)),
+        ("penalised", "Most responses of rlhf do not end as the task asks: 100.0 %", lambda row: row.update(found=False)),
         (
             "repeats",
             "rlhf repeats itself",

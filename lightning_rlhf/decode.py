@@ -341,11 +341,19 @@ def _attend(
     if grouped.shape[2] > 1 and wants_fused(grouped.device.type):
         found = F.scaled_dot_product_attention(grouped.to(keys.dtype), keys, values, attn_mask=seen, scale=1.0)
         return found.reshape(len(query), 1, -1)
-    scores = grouped @ keys.transpose(2, 3)  # (rows, key heads, queries a key, places)
+    narrow = sums_products(query)
+    # (rows, key heads, queries a key, places)
+    scores = (grouped.unsqueeze(3) * keys.unsqueeze(2)).sum(-1) if narrow else grouped @ keys.transpose(2, 3)
     if seen is not None:
         scores = scores.masked_fill(~seen, -torch.inf)
-    found = scores.softmax(-1).to(values.dtype) @ values
-    return found.view(len(query), 1, -1)
+    weights = scores.softmax(-1).to(values.dtype)
+    found = (weights.unsqueeze(-1) * values.unsqueeze(2)).sum(3) if narrow else weights @ values
+    return found.reshape(len(query), 1, -1)
+
+
+def sums_products(query: Tensor) -> bool:
+    """Where compiled code adds up products itself: on a CPU hundreds of narrow heads cost a library's products more."""
+    return torch.compiler.is_compiling() and query.device.type == "cpu" and query.shape[-1] <= 16
 
 
 def wants_fused(device: str) -> bool:

@@ -48,7 +48,7 @@ SETTINGS: dict[str, tuple[str, str, list[str]]] = {  # stage, model, options
 def prepare(stage: str, model: str, folder: Path) -> list[str]:
     """Write what the stage reads; returns its options."""
     lm = make_lm(model, folder / "lm") if model == "gpt2" else model
-    query = {"stories260k": 24, "gpt2": 64, "smollm2": 32}[model]
+    query = {"stories260k": 24, "gpt2": 64, "smollm2": 24}[model]
     rng = random.Random(0)
     ids = lambda n: [rng.randrange(3, 500) for _ in range(n)]  # noqa: E731
     if stage == "ppo":

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
-from transformers import GPT2LMHeadModel, LlamaForCausalLM
+from transformers import DynamicCache, GPT2LMHeadModel, LlamaForCausalLM
 
 from .compiling import compile_once
 from .logprobs import head_of
@@ -53,6 +53,7 @@ class Family(NamedTuple):
     embed: Callable[[Any, Tensor, list[Tensor]], Tensor]  # model, token, position → (rows, 1, D)
     block: Callable[..., Tensor]  # block, (rows, 1, D), here, keys, values, position, seen → (rows, 1, D)
     normed: Callable[[Any, Tensor], Tensor]  # model, (rows, 1, D) → what the output embedding is given
+    kept: Callable[[Any], tuple[int, int]]  # config → heads of keys and values, and their width
 
 
 def family_of(model: Any) -> Family | None:
@@ -65,6 +66,22 @@ def family_of(model: Any) -> Family | None:
     else:
         return None
     return None if any(isinstance(p, DTensor) for p in model.parameters()) else found
+
+
+def unread(model: Any, tokens: Tensor, num_samples: int) -> Any:
+    """A cache of no place, from which steps may begin with prompts of one token (B, 1); None: the model must read them.
+
+    A small model's own forward takes as long for one token as several steps do.
+    """
+    family = family_of(model)
+    if family is None or tokens.shape[1] > 1:
+        return None
+    heads, width = family.kept(model.config)
+    none = model.get_input_embeddings().weight.detach().new_zeros((len(tokens) * num_samples, heads, 0, width))
+    cache = DynamicCache()
+    for layer, _ in enumerate(family.blocks(model)):
+        cache.update(none, none, layer)
+    return cache
 
 
 def steps_of(
@@ -319,6 +336,7 @@ FAMILIES = {
         embed=lambda model, token, position: model.model.embed_tokens(token),
         block=_llama_block,
         normed=lambda model, hidden: _norm(model.model.norm, hidden),
+        kept=lambda config: (config.num_key_value_heads, config.head_dim or config.hidden_size // config.num_attention_heads),
     ),
     "gpt2": Family(
         blocks=lambda model: model.transformer.h,
@@ -326,6 +344,7 @@ FAMILIES = {
         embed=lambda model, token, position: model.transformer.wte(token) + model.transformer.wpe(position[0].squeeze(-1)),
         block=_gpt2_block,
         normed=lambda model, hidden: model.transformer.ln_f(hidden),
+        kept=lambda config: (config.n_head, config.n_embd // config.n_head),
     ),
 }
 

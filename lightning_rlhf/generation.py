@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .compiling import compile_once
-from .decode import steps_of
+from .decode import steps_of, unread
 from .objective import check_temperature
 from .tokens import position_ids
 
@@ -166,16 +166,19 @@ def sample_with(
     sampled = tokens.new_full((rows, length), pad_id)
     logprobs = torch.zeros((rows, length), device=tokens.device)
     with casts_kept(tokens.device.type), given_to(watch, keep):
-        positions = position_ids(mask)
-        out = model(input_ids=tokens, attention_mask=mask.long(), position_ids=positions, use_cache=True, logits_to_keep=1)
-        cache, logits = out.past_key_values, out.logits[:, -1]
-        following = positions[:, -1:] + 1
-        if num_samples > 1:
-            cache.batch_repeat_interleave(num_samples)
-            logits, mask, following = (x.repeat_interleave(num_samples, 0) for x in (logits, mask, following))
-        steps = steps_of(model, cache, mask, following, length, watch, keep, compiled)
+        positions, cache = position_ids(mask), unread(model, tokens, num_samples)
+        each = lambda x: x if num_samples == 1 else x.repeat_interleave(num_samples, 0)  # noqa: E731
+        if cache is None:
+            out = model(input_ids=tokens, attention_mask=mask.long(), position_ids=positions, use_cache=True, logits_to_keep=1)
+            cache, logits = out.past_key_values, each(out.logits[:, -1])
+            if num_samples > 1:
+                cache.batch_repeat_interleave(num_samples)
+            steps = steps_of(model, cache, each(mask), each(positions[:, -1:] + 1), length, watch, keep, compiled)
+        else:  # the first step reads the prompts' only token
+            steps = steps_of(model, cache, each(mask[:, :0]), each(positions), length + 1, watch, keep, compiled)
+            logits = steps.step(each(tokens))
         drawing = compile_once(draw_from) if compiled and steps.fixed and tokens.is_cuda else draw_from
-        each = ASKED_EACH if steps.fixed and tokens.is_cuda else 1  # a GPU must have done all steps to answer
+        asked = ASKED_EACH if steps.fixed and tokens.is_cuda else 1  # a GPU must have done all steps to answer
         live = torch.ones_like(there, dtype=torch.bool)  # rows of the batch that have not ended
         for step in range(length):
             uniform = torch.rand((rows, 1), generator=generator, dtype=torch.float64, device=tokens.device)
@@ -184,7 +187,7 @@ def sample_with(
             logprobs[there, step] = torch.where(live, logprob.squeeze(1), 0.0)
             after = live & ~torch.isin(token.squeeze(1), stops) if stop and step >= stop_after else live
             needed = after if watch is None else live  # a watched block sees the stop token too
-            if (step + 1 == length and watch is None) or (stop and step % each == 0 and not bool(needed.any())):
+            if (step + 1 == length and watch is None) or (stop and step % asked == 0 and not bool(needed.any())):
                 break
             live = after
             if stop and not steps.fixed and 8 * int((~needed).sum()) >= len(needed):  # copying the cache for fewer does not pay

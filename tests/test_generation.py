@@ -9,7 +9,8 @@ import torch
 from scipy.stats import chisquare
 from torch import Tensor
 
-from lightning_rlhf.generation import draw, sample, sample_until, sample_with, seed_for, truncate
+from lightning_rlhf import decode
+from lightning_rlhf.generation import draw, given_to, sample, sample_until, sample_with, seed_for, truncate
 from lightning_rlhf.logprobs import logits_of, token_logprobs
 from lightning_rlhf.models import LM, load_lm
 from lightning_rlhf.tokens import pad_batch
@@ -108,6 +109,28 @@ def test_prompts_of_one_length_need_no_padding(lm: LM) -> None:
     tokens, mask = pad_batch(rows, lm.pad_id, "left")
     assert bool(mask.all())
     assert sample(lm.model, tokens, mask, 6, 1.0, seed=0).tolist() == plain_sample(lm, rows, 6, 1.0, seed=0)
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["", "fixed shape"])
+@pytest.mark.parametrize("num_samples", [1, 3])
+def test_prompts_of_one_token_are_read_by_the_first_step(
+    lm: LM, num_samples: int, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decode, "compile_once", lambda function: function)
+    rows = [[1], [300], [310], [290]]
+    expected = plain_sample(lm, [r for r in rows for _ in range(num_samples)], 6, 0.9, seed=2)
+    tokens, mask = pad_batch(rows, lm.pad_id, "left")
+    with monkeypatch.context() as never:
+        never.setattr(lm.model, "forward", None)
+        found = sample_with(lm.model, tokens, mask, 6, 0.9, seed=2, num_samples=num_samples, compiled=compiled)
+    assert found.tokens.tolist() == expected
+    if num_samples == 1:  # the watched block's input is the one of a whole pass, its first place too
+        block = lm.model.model.layers[2]
+        seen = sample_with(lm.model, tokens, mask, 6, 0.9, seed=2, watch=block, compiled=compiled).inputs
+        given: list[Tensor] = []
+        with given_to(block, given.append), torch.no_grad():
+            lm.model(input_ids=torch.cat([tokens, torch.tensor(expected)], 1))
+        torch.testing.assert_close(seen, given[0], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("length", [1, 5])

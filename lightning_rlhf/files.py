@@ -57,7 +57,16 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-_JSON = json.JSONDecoder(parse_constant=_no_constant)  # by default Python accepts NaN and Infinity
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = dict(pairs)
+    if len(names) < len(pairs):
+        twice = next(name for i, (name, _) in enumerate(pairs) if any(name == other for other, _ in pairs[:i]))
+        raise ValueError(f"the name {twice!r} twice in one object")
+    return names
+
+
+# By default Python accepts NaN and Infinity, and of a name that stands twice takes the last value.
+_JSON = json.JSONDecoder(parse_constant=_no_constant, object_pairs_hook=_unique)
 _BLANK = object()
 
 
@@ -333,8 +342,8 @@ def read_jsonl(path: PathLike) -> Iterator[tuple[str, int, dict]]:
     """Stream `(file, line from 1, object)` from a file, a directory of *.jsonl[.gz] (sorted) or a glob.
 
     Holds a line at a time; skips blank lines; tolerates a byte order mark. Raises DataError, with file and
-    line, for a missing or empty file, truncated gzip, broken JSON, NaN or Infinity, a byte that is not
-    UTF-8, a line that is not an object.
+    line, for a missing or empty file, truncated gzip, broken JSON, NaN or Infinity, a name twice in one
+    object, a byte that is not UTF-8, a line that is not an object.
     """
     for file in list_files(path, (".jsonl",)):
         for _, number, record in _guarded(file, "", _json_lines(file)):

@@ -515,6 +515,7 @@ BAD_RECORDS = [
     (PAIR, '{"prompt": "p", ', [":2: found broken JSON (", " at column ", "expected a JSON object"]),
     (PAIR, '{"prompt": NaN}', [":2: ", "NaN is not JSON"]),
     (PAIR, '{"prompt": -Infinity}', [":2: ", "-Infinity is not JSON"]),
+    (PAIR, '{"prompt": "p", "chosen": "a", "rejected": "b", "chosen": "c"}', [":2: ", "the name 'chosen' twice in one object"]),
     (PAIR, '{"a": ' * 100_000, [":2: found unreadable data (maximum recursion"]),
     (PAIR, b'{"prompt": "\xff"}', [":2: found byte 0xff at byte offset 12 of the line, expected UTF-8 text"]),
     (PAIR, '{"prompt": "\\ud800"}', [":2: found half a surrogate pair in an escape"]),
@@ -576,6 +577,7 @@ def test_unreadable_files_say_where(tmp_path):
     (tmp_path / "comma.json").write_text(json.dumps([PAIR, PAIR]).replace("}, {", "} {"))
     (tmp_path / "number.json").write_text(json.dumps([PAIR, 3]))
     (tmp_path / "nan.json").write_text('[{"prompt": NaN}]')
+    (tmp_path / "twice.json").write_text('[{"prompt": "p", "prompt": "q"}]')
     (tmp_path / "folder").mkdir()
     for name, message in {
         "absent.jsonl": "absent.jsonl:1: found no such file, expected a file, a directory or a glob",
@@ -589,6 +591,7 @@ def test_unreadable_files_say_where(tmp_path):
         "comma.json": r"comma.json:item 2: found broken JSON \(Expecting ',' or ']'",
         "number.json": "number.json:item 2: found 3, expected a JSON object",
         "nan.json": r"nan.json:item 1: found unreadable data \(NaN is not JSON",
+        "twice.json": r"twice.json:item 1: found unreadable data \(the name 'prompt' twice in one object",
         "folder": "folder: found no file, expected a directory with",
         "*.nothing": "nothing: found no file, expected a directory with .* or a glob that matches",
     }.items():

@@ -49,7 +49,7 @@ def read_curves(
 def stage_curves(logs: str | None) -> dict[str, Any]:
     """Each stage's metrics.csv of all versions: a resumed run goes on in a further one, in place of what it does again."""
     found = {}
-    for stage in ("sft", "reward", "ppo"):
+    for stage in ("sft", "start", "reward", "ppo"):
         files = sorted(Path(logs or "").glob(f"{stage}/version_*/metrics.csv"), key=lambda f: int(f.parent.name.split("_")[1]))
         joined: dict[str, list[list[float | None]]] = {}
         for file in files if logs else ():

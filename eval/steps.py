@@ -33,7 +33,7 @@ from lightning_rlhf.tasks import UsageError, told
 
 MADE = ("known", "learned", "kl", "ref_nll")  # scores that the score step makes, in place of those that samples come with
 SCORED = ("id", "policy", "prompt", "response", "scores", "measures")
-STAGES = ("prompts", "labels", "sft", "reward", "ppo")
+STAGES = ("prompts", "labels", "sft", "start", "reward", "ppo")
 
 
 @dataclass(frozen=True)

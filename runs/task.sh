@@ -27,13 +27,18 @@ lightning-rlhf prompts -c "configs/$TASK/prompts.yaml" $(over prompts) --run_dir
 # shellcheck disable=SC2046
 labels() { lightning-rlhf labels -c "configs/$TASK/labels.yaml" $(over labels) --run_dir "$RUN" --seed "$SEED"; }
 [ "$MODEL" = 2020 ] || labels
-for STAGE in sft reward ppo; do
+for STAGE in sft start reward ppo; do
+  if [ "$STAGE" = start ]; then # where PPO starts from what the labels like best
+    [ -f "configs/$TASK/$MODEL/start.yaml" ] || continue
+    python runs/best_of_labels.py "$RUN/labels/train.jsonl" "$RUN/labels/best.jsonl"
+    STARTED=$RUN/start
+  fi
   # shellcheck disable=SC2046
   lightning-rlhf fit -c "configs/$TASK/$STAGE.yaml" $(over $STAGE) -c "$HARDWARE" --run_dir "$RUN" --seed_everything "$SEED"
   [ "$MODEL/$STAGE" != 2020/sft ] || labels # of the supervised policy's summaries
 done
 # shellcheck disable=SC2046
-python -m eval report -c "configs/$TASK/eval.yaml" $(over eval) --run_dir "$RUN" --seed "$SEED"
+python -m eval report -c "configs/$TASK/eval.yaml" $(over eval) --run_dir "$RUN" --seed "$SEED" ${STARTED:+--policies.start "$STARTED"}
 set +x
 echo
 echo "report: $RUN/report/report.html"

@@ -25,7 +25,7 @@ BASES = [f for f in FILES if f.parent.parent == CONFIGS and f.parent.name not in
 OVERLAYS = [f for f in FILES if f.parent.parent.parent == CONFIGS]
 HARDWARE = [f for f in FILES if f.parent.name == "hardware"]
 MEMORY = [f for f in FILES if f.parent.name == "memory"]
-FIT, FUNCTION = ("sft", "reward", "ppo"), ("prompts", "labels", "online")
+FIT, FUNCTION = ("sft", "start", "reward", "ppo"), ("prompts", "labels", "online")
 # Ziegler et al. 2019, the four tasks, written out independently of the package's registry
 PAPER: dict[str, dict[str, Any]] = {
     "sentiment": dict(
@@ -215,7 +215,9 @@ def test_the_readmes_lines_for_several_machines_parse() -> None:
         assert (options["trainer"]["num_nodes"], options["trainer"]["devices"]) in ((int(nodes), int(each)), (int(nodes), each))
 
 
-@pytest.mark.parametrize(("file", "stage"), [(f, s) for f in MEMORY for s in FIT if s == "ppo" or f.stem != "frozen_bf16"])
+@pytest.mark.parametrize(
+    ("file", "stage"), [(f, s) for f in MEMORY for s in ("sft", "reward", "ppo") if s == "ppo" or f.stem != "frozen_bf16"]
+)
 def test_memory_merges_over_each_stage_it_is_for(file: Path, stage: str) -> None:
     given = read(file)
     base = CONFIGS / "sentiment" / f"{stage}.yaml"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ SHRINK: dict[str, dict[str, Any]] = {
     "prompts": {"train": 16, "val": 8, "test": 6},
     "labels": {"batch_size": 16},
     "sft": {"data": {"init_args": {"batch_size": 8}}},
+    "start": {"data": {"init_args": {"batch_size": 8}}},
     "reward": {
         "data": {"init_args": {"batch_size": 8}},
         "model": {"init_args": {"normalise_samples": 16, "rollout_batch_size": 16}},
@@ -51,6 +53,31 @@ def sources(folder: Path) -> dict[str, Path]:
     return {"tldr": folder / "posts.jsonl", "cnndm": folder / "stories"}
 
 
+def best_of_labels(labels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The script by which runs/task.sh makes the start's demonstrations. This model seldom ends a line: any end will do."""
+    with monkeypatch.context() as words:
+        words.setattr("sys.argv", ["", str(labels / "train.jsonl"), str(labels / "best.jsonl"), "--end", ""])
+        runpy.run_path(str(ROOT / "runs/best_of_labels.py"), run_name="__main__")
+    best = {(r["prompt"], r["responses"][r["best"]]) for r in rows(labels / "train.jsonl")}
+    assert {(r["prompt"], r["completion"]) for r in rows(labels / "best.jsonl")} == best
+
+
+def test_what_the_labels_like_best_ends_and_is_of_the_two_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ranked = [  # (ranks, responses)
+        ([2, 1, 3], ["a\n", "b", "c\n"]), ([1, 3, 2], ["a\n", "b\n", "c\n"]), ([2, 1, 3], ["a", "b", "c\n"]),
+        ([1, 3, 2], ["a\n", "b\n", "c\n"]),
+    ]  # fmt: skip
+    labels = [{"prompt": f"p{i % 3}", "responses": texts, "ranks": ranks} for i, (ranks, texts) in enumerate(ranked)]
+    labels[3]["prompt"] = "p1"  # as the second: one demonstration
+    (tmp_path / "labels.jsonl").write_text("".join(json.dumps(r) + "\n" for r in labels), encoding="utf-8")
+    monkeypatch.setattr("sys.argv", ["", str(tmp_path / "labels.jsonl"), str(tmp_path / "best.jsonl")])
+    runpy.run_path(str(ROOT / "runs/best_of_labels.py"), run_name="__main__")
+    assert rows(tmp_path / "best.jsonl") == [{"prompt": "p0", "completion": "a\n"}, {"prompt": "p1", "completion": "a\n"}]
+    monkeypatch.setattr("sys.argv", ["", str(tmp_path / "labels.jsonl"), str(tmp_path / "best.jsonl"), "--end", "?"])
+    with pytest.raises(SystemExit, match="no response of rank 2 or better that ends with"):
+        runpy.run_path(str(ROOT / "runs/best_of_labels.py"), run_name="__main__")
+
+
 @pytest.mark.parametrize(("task", "folder"), [("tldr", ""), ("cnndm", ""), ("tldr", "2020")])
 def test_a_summary_task_runs_whole(task: str, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
@@ -59,6 +86,12 @@ def test_a_summary_task_runs_whole(task: str, folder: str, tmp_path: Path, monke
         change = {**change, "run_dir": str(run), "lm": "stories260k", "task": dict(TASK)}
         if stage == "prompts":
             change["source"] = str(source)
+        if stage == "start":
+            if task != "cnndm":
+                continue
+            best_of_labels(run / "labels", monkeypatch)
+        if stage == "ppo" and task == "cnndm":
+            change["model"] = {"init_args": {**change["model"]["init_args"], "policy": str(run / "start")}}
         if folder:  # this tokenizer's own end of text, and room for a title
             change["task"] |= {"truncate_text": "</s>", "truncate_after": 0, "query_length": 80}
         if folder and stage == "ppo":
@@ -81,6 +114,8 @@ def test_a_summary_task_runs_whole(task: str, folder: str, tmp_path: Path, monke
     assert not any("</s>" in text for r in labels for text in r["responses"])
     report = json.loads((run / "report/report.json").read_text(encoding="utf-8"))
     assert report["task"] == task
+    if task == "cnndm":
+        assert {"sft", "start", "reward", "ppo"} == report["curves"].keys()
     assert report["reward_model"]["labeler_accuracy"] is not None  # ROUGE found its references
     assert all(0 <= p["scores"]["known"]["mean"] <= 1 for p in report["policies"])
 
@@ -93,10 +128,10 @@ def test_the_script_runs_each_stage_of_a_task() -> None:
     """Every config that runs/task.sh can name is there, for each task and each overlay folder that it is told of."""
     script = (ROOT / "runs/task.sh").read_text(encoding="utf-8")
     named = set(re.findall(r'configs/\$TASK/(\w+)\.yaml"', script)) | set(re.findall(r"for STAGE in (.*); do", script)[0].split())
-    assert named == {"prompts", "labels", "sft", "reward", "ppo", "eval"}
+    assert named == {"prompts", "labels", "sft", "start", "reward", "ppo", "eval"}
     for task in ("sentiment", "descriptiveness", "tldr", "cnndm"):
         for folder in ("", "smollm2"):
             found = {f.stem for f in (ROOT / "configs" / task / folder).glob("*.yaml")}
-            assert found - {"online"} == named
+            assert found - {"online"} == named - ({"start"} if task in ("sentiment", "descriptiveness") else set())
     for folder in ("descriptiveness/stories260k", "tldr/2020"):
-        assert {f.stem for f in (ROOT / "configs" / folder).glob("*.yaml")} == named
+        assert {f.stem for f in (ROOT / "configs" / folder).glob("*.yaml")} == named - {"start"}

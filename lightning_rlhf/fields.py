@@ -141,6 +141,8 @@ def a_text(value: Any, at: str, name: str) -> Text:
     for i, message in enumerate(() if ids else value):
         for key in ("role", "content"):
             check(key in message, message, at, f"{name}[{i}]", "an object with role and content")
+            if key == "content" and (isinstance(message[key], list) or (message[key] is None and message.get("tool_calls"))):
+                raise Unusable("a message that is not text")
             check(isinstance(message[key], str), message[key], at, f"{name}[{i}].{key}", "a string")
     return value
 
@@ -180,8 +182,10 @@ def a_list(value: Any, at: str, name: str, length: int | None = None) -> list:
 
 
 def a_best(value: Any, at: str, name: str, n: int) -> int:
-    valid = type(value) is int and 0 <= value < n
-    return check(valid, value, at, name, f"an integer from 0 to {n - 1} (there are {n} responses)")
+    whole = int(value) if type(value) is float and value.is_integer() else value  # pandas' where another record has none
+    valid = type(whole) is int and 0 <= whole < n
+    check(valid, value, at, name, f"an integer from 0 to {n - 1} (there are {n} responses)")
+    return whole
 
 
 def the_ranks(value: Any, at: str, name: str, n: int) -> list[int]:

@@ -15,6 +15,7 @@ import gzip
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import warnings
@@ -22,8 +23,10 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext, suppress
 from dataclasses import fields, is_dataclass
-from datetime import date
+from datetime import date, timedelta
 from datetime import time as clock_time
+from decimal import Decimal
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any, NoReturn, cast
 
@@ -98,6 +101,8 @@ def list_files(path: PathLike, kinds: tuple[str, ...] = (".jsonl", ".json", ".cs
             kept = ", ".join(sorted(several))
             raise bad(name, None, f"files of several kinds ({kept})", "one kind; name it by a glob such as *.csv")
     elif os.path.exists(name) or not glob.has_magic(name):
+        if os.path.exists(name) and not os.path.isfile(name):
+            raise bad(name, None, "a pipe or device", "a file, which is opened more than once")
         return [name]
     else:
         found = sorted(file for file in glob.glob(name, recursive=True) if os.path.isfile(file))
@@ -185,6 +190,9 @@ _CSV_JSON |= {"coherence", "consistency", "fluency", "relevance"}  # SummEval's 
 _WHOLE = {"best", "ranks", "choice", "votes", "index", "seed"}  # integers, which a table holds as floats where some are null
 _CSV_OBJECTS = {"info", "summaries", "summary", "systems", "meta"}  # these may: an object, or a list of them
 _PRINTED_IDS = re.compile(r"\[\s*\d+(\s+\d+)*\s*\]")
+_CUT_IDS = re.compile(r"\[[\d\s]+\.\.\.[\d\s]+\]")  # as NumPy prints more than a thousand
+_MESSAGES = re.compile(r"""\[\s*\{\s*(['"])(role|content)\1:""")
+_BETWEEN = re.compile(r"""(?<=\})\s+(?=\{(['"])(role|content)\1:)""")  # two messages as NumPy prints them
 _CSV_TEXTS = re.compile("messages|prompt|query|sample[0-9]*|chosen|rejected|response|completion")  # these may be ids or messages
 
 
@@ -195,13 +203,13 @@ def _whole(row: dict[str, Any]) -> dict[str, Any]:
     return {name: made(value) if name in _WHOLE else value for name, value in row.items() if value is not None}
 
 
-def _cells(row: dict[str, str]) -> dict[str, Any]:
+def _cells(row: dict[str, str], at: str) -> dict[str, Any]:
     """A CSV row as the values that it holds; what is not JSON stays text, which the check of that field reports.
 
     Texts that read as lists of numbers are token ids where all of a row's do.
     """
-    texts = {name: _ids_or_messages(text) for name, text in row.items() if _CSV_TEXTS.fullmatch(name)}
-    in_ids = all(isinstance(value, list) and type(value[0]) is int for value in texts.values() if value != "")
+    texts = {name: _ids_or_messages(text, at, name) for name, text in row.items() if _CSV_TEXTS.fullmatch(name)}
+    in_ids = all(isinstance(value, list) and type(value[0]) is int for value in texts.values() if value not in ("", "[]"))
     found: dict[str, Any] = dict(row)
     for name, text in row.items():
         if name in _CSV_JSON:
@@ -210,6 +218,8 @@ def _cells(row: dict[str, str]) -> dict[str, Any]:
             found[name] = next(_parsed(text), text)
         elif name in texts and isinstance(value := texts[name], list) and (in_ids or isinstance(value[0], dict)):
             found[name] = value
+        elif text == "[]" and in_ids and any(isinstance(value, list) for value in texts.values()):
+            found[name] = []
     return found
 
 
@@ -220,17 +230,20 @@ def _parsed(text: str) -> Iterator[Any]:
             yield parse(text)
 
 
-def _ids_or_messages(text: str) -> Any:
+def _ids_or_messages(text: str, at: str, name: str) -> Any:
     """The token ids or messages that a text holds, as JSON or as Python or NumPy print them; else the text itself."""
     if text[:1] != "[":
         return text
     if _PRINTED_IDS.fullmatch(text):
         return [int(number) for number in text[1:-1].split()]
-    for value in _parsed(text):
+    check(not _CUT_IDS.fullmatch(text), text, at, name, "all of its numbers, not '...'")
+    in_messages = _MESSAGES.match(text)
+    for value in _parsed(_BETWEEN.sub(", ", text) if in_messages else text):
         with suppress(TypeError):
             messages = all(isinstance(x, dict) and {"role", "content"} <= set(x) for x in value)
             if value and (messages or all(type(x) is int for x in value)):
                 return value
+    check(not in_messages, text, at, name, "a list of {role, content} as JSON or as Python prints it")
     return text
 
 
@@ -255,18 +268,18 @@ def _csv_rows(file: str) -> Iterator[tuple[int, Any]]:
             elif cells:
                 if len(cells) != len(header):
                     raise csv.Error("more or fewer cells than the header has")
-                yield begin, _whole(_cells(dict(zip(header, cells, strict=True))))
+                yield begin, _whole(_cells(dict(zip(header, cells, strict=True)), f"{file}:{begin}"))
             yield end, _BLANK
 
 
 def _parquet_rows(file: str) -> Iterator[tuple[int, Any]]:
-    """A null cell is an absent field."""
-    from datasets import load_dataset
+    """A null cell is an absent field. By pyarrow, on which `datasets` stands: that holds all of a file that it reads ahead."""
+    from pyarrow.parquet import ParquetFile
 
-    os.stat(file)  # a missing file is an error that reads like any other
-    rows = load_dataset("parquet", data_files=glob.escape(file), split="train", streaming=True)
-    for number, row in enumerate(rows, 1):
-        yield number, _whole(row)
+    with open_bytes(file) as handle, ParquetFile(handle, pre_buffer=False) as rows:
+        batches = rows.iter_batches(batch_size=256, use_threads=False)
+        for number, row in enumerate(chain.from_iterable(batch.to_pylist() for batch in batches), 1):
+            yield number, _whole(row)
 
 
 def _hub_rows(name: str) -> Iterator[tuple[int, Any]]:
@@ -275,6 +288,8 @@ def _hub_rows(name: str) -> Iterator[tuple[int, Any]]:
 
     repository, *rest = name.split(":")
     rows = load_dataset(repository, *rest[:-1], split=rest[-1] if rest else "train", streaming=True)
+    if getattr(rows, "features", None):
+        rows = rows.decode(False)  # pictures and sounds stay bytes
     for number, row in enumerate(rows, 1):
         yield number, _whole(row)
 
@@ -354,30 +369,44 @@ def read_jsonl(path: PathLike) -> Iterator[tuple[str, int, dict]]:
 
 
 def _plain(row: Any, at: str) -> dict:
-    """A dict as it is; a dataclass without its None fields and with its `meta` at the top level."""
+    """A dict as it is; a dataclass without its None fields and with its `meta` at the top level, under
+    `meta` what there has the name of a field."""
     if isinstance(row, dict):
         return row
     if not is_dataclass(row) or isinstance(row, type):
         raise bad(at, None, f"a {type(row).__name__}", "a dict or a dataclass")
     names = [f.name for f in fields(row) if f.name != "meta"]
     meta = getattr(row, "meta", {})
-    for name in names:
-        if name in meta:
-            raise bad(at, f"meta.{name}", "the name of a field of the record", "another name")
-    return {name: getattr(row, name) for name in names if getattr(row, name) is not None} | meta
+    own = {name: getattr(row, name) for name in names if getattr(row, name) is not None}
+    clash = {name: value for name, value in meta.items() if name in names}
+    rest = {name: _finite(value) for name, value in meta.items() if name not in names}
+    return {**own, **rest, **({"meta": _finite(clash)} if clash else {})}
 
 
-def _dated(value: Any) -> str:
-    """A date or time, as Parquet holds them, in ISO 8601."""
+def _finite(value: Any) -> Any:
+    """What stands beside a record, with null for NaN and infinities, which tables hold and JSON cannot."""
+    if isinstance(value, dict):
+        return {name: _finite(x) for name, x in value.items()}
+    if isinstance(value, list):
+        return [_finite(x) for x in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _from_table(value: Any) -> Any:
+    """Of what Parquet holds beside JSON's own: dates and times in ISO 8601, decimals, durations in seconds."""
     if isinstance(value, (date, clock_time)):
         return value.isoformat()
+    if isinstance(value, Decimal):
+        return float(value)
+    if isinstance(value, timedelta):
+        return value.total_seconds()
     raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
 
 
 def _encode(row: Any, at: str) -> bytes:
     row = _plain(row, at)
     try:
-        return json.dumps(row, ensure_ascii=False, allow_nan=False, default=_dated).encode() + b"\n"
+        return json.dumps(row, ensure_ascii=False, allow_nan=False, default=_from_table).encode() + b"\n"
     except (TypeError, ValueError, RecursionError) as error:
         found = f"a row that JSON cannot hold ({error})"
         raise bad(at, None, found, "strings, finite numbers, lists, dicts") from error

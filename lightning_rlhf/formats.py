@@ -4,11 +4,12 @@ Sources: the label files of arXiv 1909.08593 (2019) and arXiv 2009.01325 (2020),
 2204.05862 (HH), TRL's columns, and SummEval (arXiv 2007.12626). Deviations: (1) the 2019 files' padding is
 stripped here, so that no later stage needs to know it; (2) pairs have the chosen response first, those of
 2020 too (`meta["choice"]` is its place in the file); (3) where chosen and rejected are plain texts without a
-prompt, the prompt is what they share from the start, cut back to a whole word (TRL cuts at the first
-character that differs); (4) SummEval's ratings become one ranking of all systems of an article, by the sum
-of the four means, to six digits; `pairs` gives its untied pairs (11,342 of 100 articles; sums of floats as
-they are differ in their last digit, which makes pairs of some ties). Its file with a line a summary is the
-one format that is not streamed: an article's lines may stand anywhere.
+prompt, the prompt is what they share from the start, cut back to the last label of an answer ("Answer:") or
+else to a whole word (TRL cuts at the first character that differs); (4) SummEval's ratings become one
+ranking of all systems of an article, by the sum of the four means, to six digits; `pairs` gives its untied
+pairs (11,342 of 100 articles; sums of floats as they are differ in their last digit, which makes pairs of
+some ties). Its file with a line a summary is the one format that is not streamed: an article's lines may
+stand anywhere.
 """
 
 import os
@@ -42,6 +43,13 @@ from .tasks import QUERY_2020
 
 PAD_2019 = 50259  # pads queries and samples in the label files of 2019
 HH_MARKER, HH_ASKED = "\n\nAssistant:", "\n\nHuman:"
+ANSWERS = re.compile(  # what an answer begins after, at a line's start or as a chat template writes it
+    r"\n[ #*]*(answer|assistant|response|output|reply|completion|summary|tl;dr|bot|ai|model|a)\**:\**"
+    r"|<\|assistant\|>\n?|<\|im_start\|>assistant\n?|<start_of_turn>model\n?|\[/INST\]",
+    re.IGNORECASE,
+)
+REPEATED = 20  # characters of a prompt that no answer repeats by chance
+PROMPTS_ELSEWHERE = ("question", "input", "instruction", "query", "trajectory")  # names of prompts in others' files
 SUMMEVAL_AXES = ("coherence", "consistency", "fluency", "relevance")
 
 
@@ -62,11 +70,13 @@ class Layout(NamedTuple):
 
 
 def _unpad(text: Text) -> Text:
-    """Token ids without the padding of 2019 on their right."""
-    end = len(text)
+    """Token ids without the padding of 2019 on either side."""
+    begin, end = 0, len(text)
     while end and text[end - 1] == PAD_2019:
         end -= 1
-    return text[:end]
+    while begin < end and text[begin] == PAD_2019:
+        begin += 1
+    return text[begin:end]
 
 
 def _usable(record: Comparison, at: str) -> Comparison:
@@ -115,13 +125,23 @@ def _answer(prompt: list[dict], side: Text) -> Text:
         turns = turns[len(prompt) :]
     if turns and turns[0]["role"] in ("user", "system"):
         raise Unusable("prompts differ")
+    if turns and turns[-1]["role"] in ("user", "system", "tool"):
+        raise Unusable("no answer at the end")
     return turns
+
+
+def _without(prompt: str, sides: list[Text]) -> list[Text]:
+    """Answers without the prompt that all of them repeat; one so short that an answer may begin with it stays."""
+    repeated = len(prompt.strip()) >= REPEATED and all(isinstance(side, str) and side.startswith(prompt) for side in sides)
+    return [side[len(prompt) :] for side in sides] if repeated else sides
 
 
 def _pair(record: dict, at: str) -> Comparison:
     prompt, chosen, rejected = the_texts(record, at, "prompt", "chosen", "rejected")
     if kind(prompt) == "messages":
         chosen, rejected = (_answer(prompt, side) for side in (chosen, rejected))  # type: ignore[arg-type]
+    elif isinstance(prompt, str):
+        chosen, rejected = _without(prompt, [chosen, rejected])
     margin = optional(record, at, "margin", a_number)
     check_texts(prompt, [chosen, rejected], at, "chosen", "rejected")
     meta = rest_of(record, "prompt", "chosen", "rejected", "margin")
@@ -164,6 +184,9 @@ def _pair_implicit(record: dict, at: str) -> Comparison:
 def _pair_of_texts(record: dict, at: str) -> Comparison:
     """Texts without a prompt: the prompt is what the two share from the start, whole words only."""
     chosen, rejected = (a_string(record[name], at, name) for name in ("chosen", "rejected"))
+    if HH_MARKER in chosen:
+        expected = "one format a file, as the first record's: pair_implicit, plain texts"
+        raise bad(at, "chosen", "a dialogue of the format hh", expected)
     same = len(_shared(chosen, rejected))
     if not (chosen.strip() and rejected.strip()):
         raise Unusable("empty response")
@@ -176,10 +199,14 @@ def _pair_of_texts(record: dict, at: str) -> Comparison:
 
 
 def _shared(a: str, b: str) -> str:
-    """The longest text that both start with and after which, in both, a space or the end comes."""
+    """The longest text that both start with and after which, in both, a space or the end comes; up to an answer's label in it.
+
+    Without the label, one question would be as many queries as its answers share words.
+    """
     for end in range(len(os.path.commonprefix((a, b))), 0, -1):  # noqa: RUF071
         if all(end == len(text) or text[end].isspace() for text in (a, b)):
-            return a[:end]
+            labels = list(ANSWERS.finditer(a[:end]))
+            return a[: labels[-1].end()] if labels else a[:end]
     return ""
 
 
@@ -352,10 +379,24 @@ def _in_hh(record: dict) -> bool:
     return isinstance(record["chosen"], str) and HH_MARKER in record["chosen"].replace("\r\n", "\n")
 
 
+def _is_repeated_hh(record: dict) -> bool:
+    """HH's dialogues beside a prompt that they repeat."""
+    prompt, sides = record["prompt"], (record["chosen"], record["rejected"])
+    in_texts = isinstance(prompt, str) and all(isinstance(side, str) for side in sides)
+    return in_texts and _in_hh(record) and all(side.strip().startswith(prompt.strip()) for side in sides)
+
+
 def _in_texts(record: dict) -> bool:
     """Plain texts that begin alike; whatever else is called chosen and rejected is no format of ours."""
     sides = record["chosen"], record["rejected"]
+    if any(record.get(name) for name in PROMPTS_ELSEWHERE):
+        return False
     return all(isinstance(side, str) for side in sides) and bool(_shared(*sides))
+
+
+def _no_sides(record: dict) -> bool:
+    """Not {chosen, rejected}, which say what the labels are, whatever stands beside them."""
+    return any(record.get(side) is None for side in ("chosen", "rejected"))
 
 
 FORMATS: dict[str, str] = {
@@ -378,14 +419,15 @@ COMPARISONS = (  # tried in this order: ours first, whose meta may hold another 
     Layout("ranked", ("prompt", "responses", "ranks"), _responses),
     Layout("votes", ("prompt", "responses", "votes"), _votes),
     Layout("rating", ("prompt", "responses", "ratings"), _responses),
-    Layout("scalar_compare", ("prompt", "responses", "margin"), _responses),
+    Layout("scalar_compare", ("prompt", "responses", "margin"), _responses, _no_sides),
     Layout("openai_2020", ("info", "summaries", "choice"), _openai_2020),
     Layout("openai_2020_axis", ("info", "summary"), _openai_2020_axis),
     Layout("openai_2019", ("query", "sample0", "sample1", "best"), _openai_2019),
     Layout("scalar_compare", ("query", "sample0", "sample1", "difference"), _openai_2019),
     Layout("rating", ("query", "sample", "score"), _rated),
-    Layout("rating", ("prompt", "response", "rating"), _rated),
+    Layout("rating", ("prompt", "response", "rating"), _rated, _no_sides),
     Layout("pair_implicit", ("chosen", "rejected"), _pair_implicit, _in_messages),
+    Layout("hh", ("prompt", "chosen", "rejected"), _hh, _is_repeated_hh),
     Layout("pair", ("prompt", "chosen", "rejected"), _pair, _has_sides),
     Layout("hh", ("chosen", "rejected"), _hh, _in_hh),
     Layout("pair_implicit", ("chosen", "rejected"), _pair_of_texts, _in_texts),

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 from itertools import chain
 from pathlib import Path
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 from .fields import (
     Comparison,
@@ -43,7 +43,7 @@ from .fields import (
     the_texts,
 )
 from .files import DataError, PathLike, Row, bad, check, read_rows
-from .formats import COMPARISONS, FORMATS, Layout, rating
+from .formats import COMPARISONS, FORMATS, PROMPTS_ELSEWHERE, Layout, rating
 
 __all__ = [
     "FORMATS", "Comparison", "ComparisonReader", "DataError", "Demonstration", "Prompt", "Rating", "RecordReader", "Sample",
@@ -69,8 +69,8 @@ def _nearest_layout(layouts: tuple[Layout, ...], row: Row) -> Layout:
     missing = [[key for key in layout.keys if record.get(key) is None] for layout in layouts]
     names = dict.fromkeys(layout.format for layout in layouts)
     fitting = [layout for layout, lacks in zip(layouts, missing, strict=True) if not lacks]
-    if fitting and len(names) == 1:
-        return fitting[0]
+    if fitting and len(names) == 1:  # pair_implicit has texts last, which a format that is given reads beside any column
+        return fitting[-1] if isinstance(record.get("chosen"), str) else fitting[0]
     if pair := next((layout for layout in fitting if layout.format == "pair"), None):
         return pair  # a side of each record is empty
     if fitting and not all(isinstance(record[side], (str, list)) for side in ("chosen", "rejected")):
@@ -79,7 +79,12 @@ def _nearest_layout(layouts: tuple[Layout, ...], row: Row) -> Layout:
     if len(names) == 1:
         return nearest  # its first record then raises, naming the field that is missing
     found = f"the fields {', '.join(record) or '(none)'}"
-    if len(lacks) == 1:
+    elsewhere = next((name for name in PROMPTS_ELSEWHERE if record.get(name)), None)
+    if not lacks and elsewhere and "prompt" not in record:
+        found += f" (is '{elsewhere}' meant to be 'prompt'?)"
+    elif len(lacks) == 1 and lacks[0] in record:
+        found += f" (nearest to {nearest.format}, whose '{lacks[0]}' is null)"
+    elif len(lacks) == 1:
         found += f" (nearest to {nearest.format}, without '{lacks[0]}'{nearest_to(lacks[0], record)})"
     raise bad(
         at, None, found, "one of the formats " + "; ".join(f"{name} {FORMATS[name]}" for name in names)
@@ -182,12 +187,12 @@ def read_comparisons(
 ) -> ComparisonReader:
     """Read human comparisons from a file, a directory, a glob or a Hub dataset, in any of FORMATS.
 
-    format: one of FORMATS (openai_2019: any of its three label types; scalar_rating is rating); None detects it from the first
-    record. strict: raise at the first unusable
-    record. max_skipped: share of unusable records above which the end of the file raises. The reader has
-    `.format` and `.skipped`. Raises DataError, as this module's docstring says.
+    format: one of FORMATS (openai_2019: any of its three label types; best_of_N, scalar_rating: as the paper names them); None
+    detects it from the first record. strict: raise at the first unusable record. max_skipped: share of unusable records above
+    which the end of the file raises. The reader has `.format` and `.skipped`. Raises DataError, as this module's docstring says.
     """
-    wanted = {None: set(FORMATS), "openai_2019": OPENAI_2019, "scalar_rating": {"rating"}}.get(format, {format})
+    named = {"openai_2019": OPENAI_2019, "best_of_N": {"openai_2019", "best_of_n"}, "scalar_rating": {"rating"}}
+    wanted = set(FORMATS) if format is None else named.get(format, {format})
     if not wanted <= set(FORMATS):
         raise bad(os.fspath(path), "format", f"'{format}'", f"one of {', '.join(FORMATS)}")
     layouts = tuple(layout for layout in COMPARISONS if layout.format in wanted)
@@ -216,11 +221,18 @@ def _prompt_in_messages(record: dict, at: str) -> Prompt:
 
 def _demonstration(record: dict, at: str) -> Demonstration:
     prompt, completion = the_texts(record, at, "prompt", "completion")
-    label = record.get("label")  # TRL's unpaired preferences
-    if label.strip().lower() in ("false", "0") if isinstance(label, str) else label == 0:  # False too
+    if not _is_good(record.get("label"), at):
         raise LeftOut("label is false")
     check_texts(prompt, [completion], at, "completion")
     return Demonstration(prompt, completion, rest_of(record, "prompt", "completion"))
+
+
+def _is_good(label: Any, at: str) -> bool:
+    """What the `label` of TRL's unpaired preferences says, as a boolean, a number or a text; without one a record is good."""
+    text = "" if label is None else str(label).strip().lower()
+    expected = "true or false, or another name for a column that is no judgement"
+    check(text in ("", "true", "false", "1", "0", "1.0", "0.0"), label, at, "label", expected)
+    return text not in ("false", "0", "0.0")
 
 
 def _prompt(record: dict, at: str) -> Prompt:
@@ -257,7 +269,8 @@ def read_demonstrations(
 ) -> RecordReader[Demonstration]:
     """Read `{prompt, completion}` or `{messages}`; errors, skipping and options as in `read_comparisons`.
 
-    Where a `label` is false (or 0, or either as text) the record is left out, under that reason, which is no fault of the file.
+    Where a `label` is false (or 0, or either as text) the record is left out, under that reason, which is no fault of the file;
+    what says neither true nor false raises.
     """
     layouts = (
         Layout("demonstration", ("prompt", "completion"), _demonstration),

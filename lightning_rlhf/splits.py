@@ -31,7 +31,8 @@ _UNSEEN = re.compile("[\u00ad\u200b-\u200f\u2060\ufe00-\ufe0f\ufeff]")  # soft h
 _APOSTROPHE = re.compile("[‘’ʼʻ′´`]")
 _INSIDE = re.compile(r"(?<=\w)'(?=\w)|(?<=\d),(?=\d)|(?<=\b\w)\.(?=\w\b)")  # don't, 1,000, U.S
 _MARKS = "".join(c for c in map(chr, range(0x300, 0x10000)) if unicodedata.category(c)[0] == "M")  # vowel signs
-_WORD = re.compile(rf"[\w{_MARKS}]+[+#]*")  # c++ is not c
+_WORD = re.compile(rf"[\w{_MARKS}]+")
+_SIGN = re.compile(r"(?<=\w)\s*(\++|#+(?!\w))")  # c++ is not c, and 2 + 2 is 2+2
 
 
 def normalised(query: Any) -> str:
@@ -42,7 +43,9 @@ def normalised(query: Any) -> str:
     if isinstance(query, str):
         if fields := fields_2020(query):
             query = f"{fields['title']} {fields['post']}"
-        seen = _UNSEEN.sub("", unicodedata.normalize("NFKC", _APOSTROPHE.sub("'", query)).casefold())
+        seen = unicodedata.normalize("NFKC", _APOSTROPHE.sub("'", query)).casefold()
+        seen = _UNSEEN.sub("", unicodedata.normalize("NFKC", seen))  # folding takes some letters apart again
+        seen = _SIGN.sub(lambda sign: " " + sign[1].replace("+", "plus").replace("#", "sharp") + " ", seen)
         return " ".join(_WORD.findall(_INSIDE.sub("", seen).replace("_", " "))) or query.strip()
     if query and isinstance(query[0], dict):
         return "\n".join(f"{message['role']} {normalised(message['content'])}" for message in query)

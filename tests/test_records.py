@@ -242,7 +242,7 @@ def test_texts_in_csv_that_look_like_json_stay_texts(tmp_path):
         ({k: v for k, v in TOKENS.items() if k != "sample2"}, ":1: field 'sample2': found only sample0, sample1, sample3"),
         ({"prompt": "p", "responses": ["a", "b", "c"], "margin": 1.0}, ":1: field 'margin': found it beside 3 responses"),
         ({"chosen": 5, "rejected": HH["rejected"]}, ":1: field 'chosen': found 5, expected a string, a list of token ids"),
-        ({"chosen": None, "rejected": "b"}, "without 'chosen'"),
+        ({"chosen": None, "rejected": "b"}, "whose 'chosen' is null"),
     ],
 )
 def test_a_first_record_that_is_wrong_names_the_field(tmp_path, record, message):
@@ -380,7 +380,7 @@ BAD_RECORDS = [
     (BEST, BEST | {"best": -1}, [":2: field 'best': found -1, expected an integer from 0 to 3"]),
     (BEST, BEST | {"best": True}, [":2: field 'best': found true, expected an integer from 0 to 3"]),
     (BEST, BEST | {"best": "2"}, [":2: field 'best': found \"2\", expected an integer"]),
-    (BEST, BEST | {"best": 2.0}, [":2: field 'best': found 2.0, expected an integer"]),
+    (BEST, BEST | {"best": 2.5}, [":2: field 'best': found 2.5, expected an integer"]),
     (BEST, BEST | {"best": None}, [":2: field 'best': found null, expected a value"]),
     (BEST, BEST | {"responses": []}, [":2: field 'responses': found 0 responses, expected at least 2"]),
     (BEST, BEST | {"responses": ["a"]}, [":2: field 'responses': found 1 responses, expected at least 2"]),
@@ -975,7 +975,6 @@ def test_writing_is_atomic_and_repeatable(tmp_path):
         ({"x": "\ud800"}, r"a row that JSON cannot hold \('utf-8' codec can't encode"),
         ([1], "a list, expected a dict or a dataclass"),
         (Prompt, "a type, expected a dict or a dataclass"),
-        (Prompt("p", meta={"prompt": 1}), "the name of a field of the record, expected another name"),
     ],
 )
 def test_rows_that_cannot_be_written(tmp_path, row, message):

@@ -1,0 +1,223 @@
+"""Label files as they are met in the wild: printed by other tools, with columns of other names, or half in another format."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import threading
+from datetime import timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lightning_rlhf.files import DataError, read_rows, write_jsonl
+from lightning_rlhf.records import Comparison, read_comparisons, read_demonstrations, read_prompts
+from lightning_rlhf.splits import normalised, split_records
+
+USER, YES, NO = ({"role": role, "content": text} for role, text in (("user", "q"), ("assistant", "yes"), ("assistant", "no")))
+HH = "\n\nHuman: hi\n\nAssistant:"
+
+
+def lines(file: Path, *rows: dict[str, Any]) -> Path:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return file
+
+
+def cells(file: Path, *rows: dict[str, Any]) -> Path:
+    with file.open("w", encoding="utf-8", newline="") as handle:
+        writer = csv.DictWriter(handle, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return file
+
+
+def printed(*messages: dict[str, str]) -> str:
+    """As pandas and `datasets` write a column of messages to CSV: NumPy prints no comma between objects."""
+    return str(np.array(messages, dtype=object))
+
+
+def test_messages_in_csv_without_commas_between_them(tmp_path: Path) -> None:
+    tricky = {"role": "assistant", "content": "a} {'b': 1} \"c\"\nd"}
+    assert "} {" in printed(USER, YES)
+    file = cells(tmp_path / "a.csv", {"chosen": printed(USER, YES), "rejected": printed(USER, tricky)})
+    (found,) = read_comparisons(file)
+    assert (found.prompt, found.responses) == ([USER], [[YES], [tricky]])
+    file = cells(tmp_path / "b.csv", {"prompt": "q", "chosen": printed(USER, YES), "rejected": printed(USER, NO)})
+    (found,) = read_comparisons(file)
+    assert (found.prompt, found.responses) == ([USER], [[YES], [NO]])
+    file = cells(tmp_path / "c.csv", {"prompt": printed({"role": "system", "content": "s"}, USER)})
+    assert [prompt.prompt for prompt in read_prompts(file)] == [[{"role": "system", "content": "s"}, USER]]
+    file = cells(tmp_path / "d.csv", {"prompt": "q", "chosen": printed(USER, YES)[:-4], "rejected": printed(USER, NO)})
+    with pytest.raises(DataError, match=r"d.csv:2: field 'chosen': found \"\[\{'role'.*expected a list of \{role, content\}"):
+        list(read_comparisons(file))
+
+
+def test_token_ids_in_csv_with_an_empty_side_or_cut_by_numpy(tmp_path: Path) -> None:
+    row = {"query": "[1, 2]", "sample0": "[3]", "sample1": "[4]", "best": 0}
+    reader = read_comparisons(cells(tmp_path / "a.csv", row, {**row, "sample1": "[]"}), max_skipped=0.5)
+    assert [(found.prompt, found.responses) for found in reader] == [([1, 2], [[3], [4]])]
+    assert reader.skipped == {"empty response": [3]}
+    cut = str(np.arange(1200))
+    assert "..." in cut
+    with pytest.raises(DataError, match=r"b.csv:2: field 'query': found .* expected all of its numbers, not '...'"):
+        list(read_comparisons(cells(tmp_path / "b.csv", {**row, "query": cut})))
+
+
+@pytest.mark.parametrize("name", ["question", "input", "instruction", "query", "trajectory"])
+def test_a_prompt_of_another_name_is_not_made_up(tmp_path: Path, name: str) -> None:
+    rows = [{name: f"q{i}?", "chosen": f"Sure, yes {i}", "rejected": "Sure, no"} for i in range(5)]
+    with pytest.raises(DataError, match=rf"a.jsonl:1: .*is '{name}' meant to be 'prompt'\?"):
+        read_comparisons(lines(tmp_path / "a.jsonl", *rows))
+
+
+def test_a_prompt_that_stands_in_both_sides_again(tmp_path: Path) -> None:
+    sides = {"chosen": f"{HH} hello", "rejected": f"{HH} go away"}
+    reader = read_comparisons(lines(tmp_path / "hh.jsonl", {"prompt": HH, **sides}))
+    assert reader.format == "hh"
+    assert [(found.prompt, found.responses) for found in reader] == [(HH, [" hello", " go away"])]
+    question = "Question: what is the capital of France?\nAnswer:"
+    sides = {"chosen": f"{question} Paris", "rejected": f"{question} Rome"}
+    (found,) = read_comparisons(lines(tmp_path / "plain.jsonl", {"prompt": question, **sides}))
+    assert (found.prompt, found.responses) == (question, [" Paris", " Rome"])
+    (found,) = read_comparisons(lines(tmp_path / "short.jsonl", {"prompt": "Say A", "chosen": "Say A", "rejected": "Say A no"}))
+    assert found.responses == ["Say A", "Say A no"]  # so short that an answer may begin with it
+
+
+def test_a_prompt_that_is_derived_ends_with_its_last_label(tmp_path: Path) -> None:
+    """So that one question is one query, whatever words its answers share."""
+    rows = []
+    for i in range(100):
+        asked = f"Question: what is the capital of country {i}?\n\nAnswer:"
+        rows += [{"chosen": f"{asked} It is town{i}", "rejected": f"{asked} {no}"} for no in ("It is unknown", "Who cares")]
+        rows += [{"chosen": f"{asked} Surely town{i}", "rejected": f"{asked} Who cares"}]
+    found = list(read_comparisons(lines(tmp_path / "a.jsonl", *rows)))
+    assert len({comparison.prompt for comparison in found}) == 100
+    assert found[0].responses == [" It is town0", " It is unknown"]
+    parts = split_records(found)
+    assert not {row.prompt for row in parts.train} & {row.prompt for row in parts.held_out}
+
+
+def test_an_explicit_pair_is_not_overruled_by_other_columns(tmp_path: Path) -> None:
+    pair = {"prompt": "p", "chosen": "good", "rejected": "bad"}
+    for more in ({"responses": ["good", "bad"], "margin": 1.0}, {"response": "good", "rating": 9}):
+        reader = read_comparisons(lines(tmp_path / "a.jsonl", {**pair, **more}))
+        assert reader.format == "pair"
+        (found,) = reader
+        assert (found.responses, found.best) == (["good", "bad"], 0)
+
+
+def test_a_dialogue_of_hh_after_a_pair_of_texts(tmp_path: Path) -> None:
+    plain, dialogue = {"chosen": "Yes it", "rejected": "Yes no"}, {"chosen": f"{HH} I do", "rejected": f"{HH} I don't"}
+    with pytest.raises(DataError, match=r"a.jsonl:2: field 'chosen': found a dialogue of the format hh, .*pair_implicit"):
+        list(read_comparisons(lines(tmp_path / "a.jsonl", plain, dialogue)))
+
+
+def test_dialogues_in_messages_that_end_with_the_user(tmp_path: Path) -> None:
+    thanks = {"role": "user", "content": "thanks"}
+    good = {"chosen": [USER, YES], "rejected": [USER, NO]}
+    bad = {"chosen": [USER, YES, thanks], "rejected": [USER, NO, thanks]}
+    explicit = {"prompt": [USER], "chosen": [YES, thanks], "rejected": [NO, thanks]}
+    for first, second in ((good, bad), ({**explicit, "chosen": [YES], "rejected": [NO]}, explicit)):
+        reader = read_comparisons(lines(tmp_path / "a.jsonl", first, second), max_skipped=0.5)
+        assert len(list(reader)) == 1
+        assert reader.skipped == {"no answer at the end": [2]}
+
+
+def test_messages_that_are_not_text_are_counted(tmp_path: Path) -> None:
+    call = {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}
+    parts = {"role": "assistant", "content": [{"type": "text", "text": "x"}]}
+    good = {"prompt": [USER], "chosen": [YES], "rejected": [NO]}
+    rows = [good, {**good, "chosen": [call]}, {**good, "rejected": [parts]}]
+    reader = read_comparisons(lines(tmp_path / "a.jsonl", *rows), max_skipped=0.7)
+    assert len(list(reader)) == 1
+    assert reader.skipped == {"a message that is not text": [2, 3]}
+    with pytest.raises(DataError, match=r"field 'chosen\[0\].content': found null, expected a string"):
+        list(read_comparisons(lines(tmp_path / "b.jsonl", {**good, "chosen": [{**call, "tool_calls": None}]})))
+
+
+@pytest.mark.parametrize("label", [False, 0, 0.0, "False", "0", "0.0", " false"])
+def test_a_label_of_unpaired_preferences_that_is_false(tmp_path: Path, label: Any) -> None:
+    good, bad = ({"prompt": "p", "completion": text, "label": x} for text, x in (("good", True), ("bad", label)))
+    assert [found.completion for found in read_demonstrations(lines(tmp_path / "a.jsonl", good, bad))] == ["good"]
+
+
+@pytest.mark.parametrize("label", [-1, 2, "no", "rejected", [0]])
+def test_a_label_that_is_neither_true_nor_false(tmp_path: Path, label: Any) -> None:
+    file = lines(tmp_path / "a.jsonl", {"prompt": "p", "completion": "c", "label": label})
+    with pytest.raises(DataError, match=r"a.jsonl:1: field 'label': found .*expected true or false"):
+        list(read_demonstrations(file))
+
+
+def test_a_null_where_the_format_is_decided(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nearest to openai_2019, whose 'best' is null"):
+        read_comparisons(lines(tmp_path / "a.jsonl", {"query": [1], "sample0": [1], "sample1": [2], "best": None}))
+
+
+def test_whole_numbers_that_pandas_wrote_as_floats(tmp_path: Path) -> None:
+    (found,) = read_comparisons(lines(tmp_path / "a.jsonl", {"prompt": "p", "responses": ["a", "b"], "best": 1.0}))
+    assert type(found.best) is int and found.best == 1
+
+
+def test_padding_of_2019_on_either_side(tmp_path: Path) -> None:
+    row = {"query": [50259, 50259, 5, 6, 50259], "sample0": [1, 50259], "sample1": [2], "best": 0}
+    (found,) = read_comparisons(lines(tmp_path / "a.jsonl", row))
+    assert (found.prompt, found.responses) == ([5, 6], [[1], [2]])
+
+
+def test_the_name_that_the_paper_gives_its_labels(tmp_path: Path) -> None:
+    row = {"query": [5], "sample0": [1], "sample1": [2], "best": 0}
+    (found,) = read_comparisons(lines(tmp_path / "a.jsonl", row), format="best_of_N")
+    assert found.best == 0
+
+
+def test_a_pipe_is_not_read_in_half(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    text = json.dumps({"prompt": "p", "chosen": "a", "rejected": "b"}) + "\n"
+    threading.Thread(target=lambda: pipe.write_text(text * 2000), daemon=True).start()
+    with pytest.raises(DataError, match=r"pipe: found a pipe or device, expected a file"):
+        read_comparisons(pipe)
+
+
+def test_what_is_beside_a_record_is_written(tmp_path: Path) -> None:
+    meta = {"ratings": [1], "decimal": Decimal("1.5"), "took": timedelta(seconds=3)}
+    meta |= {"score": float("nan"), "kept": {"x": [1e400]}}
+    found = Comparison("p", ["a", "b"], best=0, meta=meta)
+    write_jsonl(tmp_path / "a.jsonl", [found])
+    (again,) = read_comparisons(tmp_path / "a.jsonl")
+    assert (again.prompt, again.responses, again.best, again.ratings) == ("p", ["a", "b"], 0, None)
+    assert again.meta == {"ratings": [1], "decimal": 1.5, "took": 3.0, "kept": {"x": [None]}, "score": None}
+    with pytest.raises(DataError, match=r"b.jsonl:1: found a row that JSON cannot hold"):
+        write_jsonl(tmp_path / "b.jsonl", [Comparison("p", ["a", "b"], margin=float("nan"))])
+
+
+def test_parquet_as_others_write_it(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    rows = [{"prompt": "p", "chosen": "a", "rejected": "b", "image": {"bytes": b"\xff", "path": None}}]
+    image = {"info": {"features": {"image": {"_type": "Image"}, "prompt": {"dtype": "string"}}}}
+    for name, features in (("image", image), ("odd", {"info": 1})):
+        table = pyarrow.Table.from_pylist(rows).replace_schema_metadata({"huggingface": json.dumps(features)})
+        parquet.write_table(table, tmp_path / f"{name}.parquet")
+        (found,) = read_comparisons(tmp_path / f"{name}.parquet")
+        assert found.responses == ["a", "b"]
+    parquet.write_table(pyarrow.table({"prompt": pyarrow.array([], "string")}), tmp_path / "none.parquet")
+    with pytest.raises(DataError, match=r"none.parquet:row 1: found an empty file"):
+        list(read_rows(tmp_path / "none.parquet"))
+    (tmp_path / "a::b").mkdir()
+    (tmp_path / "image.parquet").rename(tmp_path / "a::b/image.parquet")
+    assert len(list(read_comparisons(tmp_path / "a::b/image.parquet"))) == 1
+
+
+@pytest.mark.parametrize(("a", "b"), [("What is 2+2?", "What is 2 + 2?"), ("οὐΐ 1", "οὐΐ 1".upper()), ("1+1=2", "1 + 1 = 2")])
+def test_near_duplicates(a: str, b: str) -> None:
+    assert normalised(a) == normalised(b)
+
+
+def test_c_plus_plus_is_not_c() -> None:
+    assert len({normalised(text) for text in ("Write C", "Write C++", "Write C#")}) == 3
+    assert normalised("C++, not C") == normalised("c++ not c") != normalised("C not C")

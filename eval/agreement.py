@@ -52,10 +52,9 @@ def cohen_kappa(
     """
     if len(a) != len(b):
         raise ValueError(f"a and b must have the same length, found {len(a)} and {len(b)}")
-    kinds = {c: i for i, c in enumerate(dict.fromkeys([*a, *b]))}
-    table = np.zeros((len(a), len(kinds), len(kinds)))
-    for i, (x, y) in enumerate(zip(a, b, strict=True)):
-        table[i, kinds[x], kinds[y]] = 1
+    found = numbers([*a, *b])
+    table = np.zeros((len(a), *[found.max(initial=-1) + 1] * 2))
+    table[np.arange(len(a)), found[: len(a)], found[len(a) :]] = 1
 
     def kappa(total: np.ndarray) -> tuple[float, float]:
         p = total / total.sum()

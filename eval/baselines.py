@@ -17,7 +17,6 @@ No model is loaded here.
 
 from __future__ import annotations
 
-import math
 import os
 import random
 import re
@@ -115,11 +114,6 @@ def policy_problems(policies: Mapping[str, Policy], task: str, allow_other_task:
         except UsageError as error:
             found.append(str(error))
     return found
-
-
-def best_of_n_kl(n: int) -> float:
-    """KL in nats of best-of-n from the policy that it samples: log n − (n−1)/n, exact where no two of the n rewards tie."""
-    return math.log(n) - (n - 1) / n
 
 
 def text_of(model: str, id_: str, record: Prompt, source: str, where: str, seed: int) -> str:

@@ -23,7 +23,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from eval.baselines import Policy, best_of_n_kl, few_shot, text_of
+from eval.baselines import Policy, few_shot, text_of
+from eval.frontier import best_of_n_kl
 from eval.server import TIMEOUT
 from lightning_rlhf.files import DataError, append_jsonl, bad, file_sha256, unfinished, write_jsonl
 from lightning_rlhf.generation import seed_for, truncate

@@ -388,7 +388,8 @@ def _fit(
 def numbers(labels: Sequence[Hashable]) -> np.ndarray:
     """Labels → whole numbers from 0 in order of first appearance."""
     number: dict[Hashable, int] = {}
-    return np.array([number.setdefault(label, len(number)) for label in labels])
+    plain = (label.item() if hasattr(label, "item") else label for label in labels)  # a tensor's elements are never equal as keys
+    return np.array([number.setdefault(label, len(number)) for label in plain], dtype=int)
 
 
 def _by_cluster(x: np.ndarray, clusters: Sequence[Hashable] | None) -> tuple[np.ndarray, np.ndarray]:

@@ -113,7 +113,7 @@ def sample(
     Args:
         model: A Hugging Face causal LM.
         tokens: (B, P) left-padded prompts.
-        mask: (B, P) bool, True at real tokens; each row's last place is real.
+        mask: (B, P) bool (or 1 and 0), True at real tokens; each row's last place is real.
         length: Tokens to sample, R.
         temperature: Above 0.
         seed: Of the generator; the same seed and shapes give the same tokens.
@@ -123,7 +123,7 @@ def sample(
         (B * n, R) long; rows of one prompt are adjacent.
 
     Raises:
-        ValueError: A row that is not left-padded, or a temperature that is not above 0.
+        ValueError: A row that is not left-padded, no prompt, no response to one, or a temperature that is not above 0.
     """
     return sample_with(model, tokens, mask, length, temperature, seed, num_samples).tokens
 
@@ -152,6 +152,9 @@ def sample_with(
         compiled: Compile the step of a Llama or GPT-2; its batch keeps its shape, so that rows that have ended stay in it.
         stop_after: First index, from 0, at which a stop token counts.
     """
+    if not len(tokens) or num_samples < 1:
+        raise ValueError(f"sample: found {len(tokens)} prompts and num_samples {num_samples}, expected at least one of each")
+    tokens, mask = tokens.long(), mask.bool()  # a tokenizer's own mask is of integers
     if not bool(mask[:, -1].all()) or bool((mask[:, :-1] & ~mask[:, 1:]).any()):
         raise ValueError("sample: padding after a prompt's first token, expected left-padded prompts of at least one token")
     check_temperature(temperature)
@@ -268,7 +271,6 @@ def truncate(responses: Tensor, truncate_token: int | None, truncate_after: int,
         return responses, torch.ones_like(responses, dtype=torch.bool), responses.new_ones(len(responses), dtype=torch.bool)
     places = torch.arange(responses.shape[1], device=responses.device)
     hit = (responses == truncate_token) & (places >= truncate_after)
+    mask = hit.long().cumsum(1) - hit.long() == 0  # no such token before this place
     found = hit.any(1)
-    last = torch.where(found, hit.long().argmax(1), responses.shape[1] - 1)
-    mask = places <= last.unsqueeze(1)
     return torch.where(mask, responses, pad_id), mask, found

@@ -31,9 +31,12 @@ def within(model: Any, function: Callable[..., Any], *args: Any) -> Any:
 def token_logprobs(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> Tensor:
     """log softmax(logits / temperature) at the labels: (B, T, V), (B, T) → (B, T), float32 also for bf16 logits.
 
-    Raises ValueError for a temperature that is not above 0, IndexError for a label outside 0 … V − 1.
+    Raises ValueError for a temperature that is not above 0 or shapes that do not fit, IndexError for a label outside 0 … V − 1.
     """
     check_temperature(temperature)
+    if logits.shape[:-1] != labels.shape:
+        found = f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)}"
+        raise ValueError(f"token_logprobs: found {found}, expected (B, T, V) and (B, T)")
     scaled = logits.float() / temperature
     nothing = -(2**31)  # torch's own label to ignore, −100, would have log-prob 0 unseen
     flat = F.cross_entropy(scaled.flatten(0, -2), labels.flatten().long(), reduction="none", ignore_index=nothing)
@@ -43,7 +46,7 @@ def token_logprobs(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> 
 def entropy_of(logits: Tensor, temperature: float = 1.0) -> Tensor:
     """Entropy in nats of softmax(logits / temperature): (B, T, V) → (B, T), float32."""
     logp = F.log_softmax(logits.float() / temperature, dim=-1)
-    return -(logp.exp() * logp).sum(-1)
+    return -(logp.exp() * torch.where(logp == -torch.inf, 0.0, logp)).sum(-1)  # a token that cannot come counts 0
 
 
 class _HeadLogprobs(torch.autograd.Function):

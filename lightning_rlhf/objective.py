@@ -86,7 +86,7 @@ def gae(
     check_alike("gae", rewards=rewards, values=values, mask=mask)
     real = _mask(rewards, mask)
     rewards, values = torch.where(real, wide(rewards), 0.0), torch.where(real, wide(values), 0.0)
-    running = next_value = torch.zeros_like(rewards[:, 0])
+    running = next_value = rewards.new_zeros(len(rewards))
     advantages = torch.zeros_like(rewards)
     for t in reversed(range(rewards.shape[1])):
         delta = rewards[:, t] + gamma * next_value - values[:, t]
@@ -143,7 +143,7 @@ def penalised(scores: Tensor, kl: Tensor, mask: Tensor | None = None, *, kl_coef
 
     Args:
         scores: (B,).
-        kl: (B, T), 0 at masked entries.
+        kl: (B, T).
         mask: (B, T) bool.
         kl_coef: β.
         level: `token` (2019, eq. 2, spread over tokens) or `sequence`.
@@ -157,13 +157,13 @@ def penalised(scores: Tensor, kl: Tensor, mask: Tensor | None = None, *, kl_coef
     if level not in ("token", "sequence"):
         raise ValueError(f"penalised: found level {level!r}, expected token or sequence")
     check_alike("penalised", kl=kl, mask=mask)
-    check_alike("penalised", scores=scores, rows_of_kl=kl[:, 0])
+    check_alike("penalised", scores=scores, rows_of_kl=kl.sum(1))
     real = _mask(kl, mask)
     if not bool(real.any(1).all()):
         raise ValueError(f"rewards: row {int((~real.any(1)).nonzero()[0])} has no real token, expected at least one")
     rows = torch.arange(len(real), device=real.device)
     last = torch.where(real, torch.arange(real.shape[1], device=real.device), -1).amax(1)
-    rewards = -kl_coef * wide(kl)
+    rewards = torch.where(real, -kl_coef * wide(kl), 0.0)
     if level == "sequence":
         total = rewards.sum(1)
         rewards = torch.zeros_like(rewards)
@@ -257,9 +257,11 @@ def value_loss(
 
 
 class FixedKL:
-    """A KL coefficient that stays (2019: summaries)."""
+    """A KL coefficient that stays (2019: summaries). Raises ValueError where it is below 0: that would reward distance."""
 
     def __init__(self, coef: float) -> None:
+        if not coef >= 0:
+            raise ValueError(f"{type(self).__name__}: found a coefficient of {coef}, expected 0 or more")
         self.coef = coef
 
     def update(self, kl: float, episodes: int) -> float:
@@ -294,11 +296,15 @@ class AdaptiveKL(FixedKL):
         """Sets and returns the new coefficient, from the batch's mean KL and its number of episodes.
 
         Raises:
-            ValueError: The KL is not finite.
+            ValueError: The KL is not finite, or the coefficient would fall to 0 or below.
         """
         kl = float(kl)
         if not math.isfinite(kl):
             raise ValueError(f"AdaptiveKL.update: found a KL of {kl}, expected a finite number")
         error = min(0.2, max(-0.2, kl / self.target - 1.0))
-        self.coef *= 1.0 + error * int(episodes) / self.horizon
+        factor = 1.0 + error * int(episodes) / self.horizon
+        if not factor > 0:
+            found = f"found {int(episodes)} episodes and a horizon of {self.horizon}"
+            raise ValueError(f"AdaptiveKL.update: {found}, by which a KL of {kl} multiplies the coefficient by {factor:.3g}")
+        self.coef *= factor
         return self.coef

@@ -249,8 +249,8 @@ def online(
     Args:
         lm: The language model that the policy and each reward model start from; the reference.
         task: The task.
-        prompts: JSON lines of training prompts, for PPO and labels; the last of them, as large a share as that of val_labels, are
-            for held-out labels alone.
+        prompts: JSON lines of training prompts, for PPO and labels; of the last of them, as large a share as that of val_labels,
+            come the held-out labels and no others.
         output: Folder of labels, rounds and the final `ppo` and `reward`.
         reward: Config files of the reward stage, in order.
         ppo: Config files of the PPO stage, in order.

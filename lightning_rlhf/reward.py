@@ -53,8 +53,11 @@ from .trunks import SplitTrunk, first_blocks
 def best_of_n_loss(scores: Tensor, best: Tensor) -> Tensor:
     """Softmax cross-entropy over N rewards against the choice (2019, eq. 1): (B, N), (B,) long → scalar mean.
 
-    A reward of −inf stands for no response. Chance for N = 4 is log 4 = 1.3863. Raises IndexError for a choice outside 0 … N − 1.
+    A reward of −inf stands for no response. Chance for N = 4 is log 4 = 1.3863. Raises IndexError for a choice outside 0 … N − 1,
+    ValueError for choices that are not integers.
     """
+    if best.is_floating_point():
+        raise ValueError(f"best_of_n_loss: found choices of {best.dtype}, expected integers")
     return F.cross_entropy(wide(scores), best.long(), ignore_index=-(2**31))  # torch's own, −100, would be left out unseen
 
 
@@ -77,8 +80,9 @@ def ranking_loss(scores: Tensor, ranks: Tensor, mask: Tensor | None = None) -> T
     Rank 1 is best; ties allowed; mask is True at real candidates.
 
     Raises:
-        ValueError: No prompt has an untied pair.
+        ValueError: No prompt has an untied pair, or shapes that differ.
     """
+    check_alike("ranking_loss", scores=scores, ranks=ranks, mask=mask)
     real = torch.ones_like(ranks, dtype=torch.bool) if mask is None else mask.bool()
     # pair[b, i, j]: i is better than j, both real
     pair = (ranks.unsqueeze(2) < ranks.unsqueeze(1)) & real.unsqueeze(2) & real.unsqueeze(1)

@@ -80,8 +80,16 @@ def position_ids(mask: Tensor) -> Tensor:
 
 
 def pad_batch(rows: Sequence[Sequence[int]], pad_id: int, side: str = "left", length: int | None = None) -> tuple[Tensor, Tensor]:
-    """Rows of ids → (tokens (B, T) long, mask (B, T) bool), padded on one side to `length` or the longest row."""
-    width = max([1, *(len(r) for r in rows)]) if length is None else length
+    """Rows of ids → (tokens (B, T) long, mask (B, T) bool), padded on one side to `length` or the longest row.
+
+    Raises ValueError for another side than left or right, and a row longer than `length`.
+    """
+    if side not in ("left", "right"):
+        raise ValueError(f"pad_batch: found side {side!r}, expected left or right")
+    longest = max([1, *(len(r) for r in rows)])
+    width = longest if length is None else length
+    if length is not None and any(len(r) > length for r in rows):
+        raise ValueError(f"pad_batch: found a row of {longest} tokens, expected at most {length}")
     tokens = torch.full((len(rows), width), pad_id, dtype=torch.long)
     mask = torch.zeros((len(rows), width), dtype=torch.bool)
     for i, row in enumerate(rows):

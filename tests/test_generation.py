@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_rlhf import decode
 from lightning_rlhf.generation import draw, given_to, sample, sample_until, sample_with, seed_for, truncate
-from lightning_rlhf.logprobs import logits_of, token_logprobs
+from lightning_rlhf.logprobs import entropy_of, logits_of, token_logprobs
 from lightning_rlhf.models import LM, load_lm
 from lightning_rlhf.tokens import pad_batch
 from lightning_rlhf.trunks import SplitTrunk, hidden_states
@@ -310,3 +310,33 @@ def test_what_the_sampler_saw_is_what_a_pass_gives(lm: LM) -> None:
     assert len(seen) == 1  # the sampler's own hook is gone
     with pytest.raises(ValueError, match="num_samples 2"):
         sample_with(whole.model, tokens, mask, 2, 0.7, 3, num_samples=2, watch=split.first)
+
+
+def test_a_mask_of_integers_as_tokenizers_give_it(lm: LM) -> None:
+    tokens, mask = pad_batch(prompts(lm), lm.pad_id, "left")
+    expected = sample(lm.model, tokens, mask, 5, 0.7, seed=1)
+    assert torch.equal(sample(lm.model, tokens.int(), mask.long(), 5, 0.7, seed=1), expected)
+    for rows, n in ((0, 1), (4, 0)):
+        with pytest.raises(ValueError, match=f"sample: found {rows} prompts and num_samples {n}, expected at least one of each"):
+            sample(lm.model, tokens[:rows], mask[:rows], 5, 0.7, seed=1, num_samples=n)
+
+
+def test_rows_that_do_not_fit_are_not_padded() -> None:
+    with pytest.raises(ValueError, match="found a row of 3 tokens, expected at most 2"):
+        pad_batch([[1], [1, 2, 3]], 0, length=2)
+    with pytest.raises(ValueError, match="found side 'rigth', expected left or right"):
+        pad_batch([[1]], 0, "rigth")
+
+
+def test_labels_must_fit_their_logits() -> None:
+    for labels in (torch.zeros((3, 2), dtype=torch.long), torch.zeros(6, dtype=torch.long)):
+        with pytest.raises(ValueError, match=r"token_logprobs: found logits \(2, 3, 5\) and labels .*expected \(B, T, V\)"):
+            token_logprobs(torch.zeros((2, 3, 5)), labels)
+
+
+def test_a_token_that_cannot_come_has_no_part_in_the_entropy() -> None:
+    logits = torch.tensor([0.0, 0.0, -math.inf], requires_grad=True)
+    found = entropy_of(logits)
+    assert found.item() == pytest.approx(math.log(2))
+    found.backward()
+    assert bool(torch.isfinite(logits.grad).all())

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lightning_rlhf.generation import truncate
 from lightning_rlhf.ppo import (
     AdaptiveKL,
     FixedKL,
@@ -439,3 +440,27 @@ def test_adaptive_kl_refuses(target: float, horizon: float) -> None:
 def test_a_kl_that_is_not_a_number_is_refused() -> None:
     with pytest.raises(ValueError, match="found a KL of nan, expected a finite number"):
         AdaptiveKL(0.15, 6.0, 10_000).update(math.nan, 32)
+
+
+def test_a_coefficient_stays_above_zero() -> None:
+    for make in (lambda: FixedKL(-0.1), lambda: AdaptiveKL(-0.1, 6.0, 100), lambda: FixedKL(NAN)):
+        with pytest.raises(ValueError, match="expected 0 or more"):
+            make()
+    controller = AdaptiveKL(0.15, 6.0, 100)
+    with pytest.raises(ValueError, match="found 512 episodes and a horizon of 100, by which a KL of 0.0 multiplies .* by -0.024"):
+        controller.update(0.0, 512)
+    assert controller.coef == 0.15
+
+
+def test_a_penalty_never_sees_masked_entries() -> None:
+    kl, mask = torch.tensor([[0.1, 0.2, NAN]]), torch.tensor([[1, 1, 0]])
+    close(penalised(torch.tensor([1.0]), kl, mask, kl_coef=2.0), torch.tensor([[-0.2, 0.6, 0.0]]))
+    close(penalised(torch.tensor([1.0]), kl, mask, kl_coef=2.0, level="sequence"), torch.tensor([[0.0, 0.4, 0.0]]))
+
+
+def test_responses_without_a_token() -> None:
+    none = torch.zeros((2, 0))
+    assert [x.shape for x in gae(none, none)] == [(2, 0), (2, 0)]
+    with pytest.raises(ValueError, match="row 0 has no real token"):
+        kl_rewards(torch.zeros(2), none, none, kl_coef=0.1)
+    assert [x.shape for x in truncate(none.long(), 5, 0, 0)] == [(2, 0), (2, 0), (2,)]

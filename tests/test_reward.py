@@ -185,13 +185,16 @@ def test_normalisation_meets_its_target(rewards: Tensor, mean: float, std: float
 
 def test_losses_refuse_what_torch_would_stretch() -> None:
     row, column = torch.tensor([1.0, 2.0]), torch.tensor([[1.0], [2.0]])
-    calls = (lambda: pairwise_loss(row, column), lambda: pairwise_loss(row, row, column), lambda: rating_loss(column, row),
-             lambda: compare_loss(row, row, column))  # fmt: skip
+    calls = [lambda: pairwise_loss(row, column), lambda: pairwise_loss(row, row, column), lambda: rating_loss(column, row)]
+    calls += [lambda: compare_loss(row, row, column), lambda: ranking_loss(column, column.T)]
+    calls += [lambda: ranking_loss(row, row, column), lambda: ranking_loss(column.mT @ column, column[:1], column.bool())]
     for call in calls:
         with pytest.raises(ValueError, match="expected the same shape"):
             call()
     with pytest.raises(IndexError):
         best_of_n_loss(torch.zeros(1, 4), torch.tensor([-100]))
+    with pytest.raises(ValueError, match="found choices of torch.float32, expected integers"):
+        best_of_n_loss(torch.zeros(1, 4), torch.tensor([1.5]))
 
 
 def test_normalisation_by_hand() -> None:

@@ -44,6 +44,8 @@ def test_kappa_by_hand() -> None:
     # 20 both yes, 15 both no, 5 yes/no, 10 no/yes: p_o = .7, p_e = .5 · .6 + .5 · .4 = .5, κ = .4
     a, b = ["y"] * 25 + ["n"] * 25, ["y"] * 20 + ["n"] * 5 + ["y"] * 10 + ["n"] * 15
     assert cohen_kappa(a, b).value == pytest.approx(0.4)
+    codes = [np.array([ord(x[0]) for x in labels]) for labels in (a, b)]
+    assert cohen_kappa(*codes).value == pytest.approx(0.4)
 
 
 def test_kappa_interval_covers() -> None:

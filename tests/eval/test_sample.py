@@ -16,8 +16,9 @@ import torch
 import eval.sample
 import eval.score
 from eval.__main__ import STEPS, main, parse
-from eval.baselines import Policy, best_of_n_kl, few_shot, text_of
+from eval.baselines import Policy, few_shot, text_of
 from eval.copying import sentences
+from eval.frontier import best_of_n_kl
 from lightning_rlhf.files import DataError, write_jsonl
 from lightning_rlhf.labelers import Answers
 from lightning_rlhf.models import load_lm, load_tokenizer, save_policy

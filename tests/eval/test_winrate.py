@@ -93,6 +93,16 @@ def test_order_and_labels_do_not_matter() -> None:
     assert (a.low, a.high, a.p_value) == pytest.approx((b.low, b.high, b.p_value), abs=1e-12)
 
 
+def test_clusters_of_a_tensor_are_those_of_its_list() -> None:
+    import torch
+
+    outcomes, clusters = [1, 1, 1, 0, 0, 1, 1, 1], [0, 0, 0, 1, 1, 2, 2, 2]
+    expected = win_rate(outcomes, clusters=clusters)
+    assert win_rate(torch.tensor(outcomes), clusters=torch.tensor(clusters)) == expected
+    assert win_rate(outcomes, clusters=list(torch.tensor(clusters))) == expected
+    assert win_rate(outcomes, clusters=np.array(clusters)) == expected
+
+
 def test_mirror() -> None:
     rng = np.random.default_rng(5)
     x, c = rng.choice([0, 0.5, 1], size=80, p=[0.2, 0.1, 0.7]), np.arange(80) // 2

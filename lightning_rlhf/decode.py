@@ -25,6 +25,7 @@ from .compiling import compile_once
 from .logprobs import head_of
 
 Keep = Callable[[Tensor], None]  # is given the watched block's input, (rows, 1, D)
+TOGETHER = 1 << 16  # weights that are copied each step for the sake of one product in place of several
 Past = list[tuple[Tensor, Tensor]]  # keys and values of each layer, (rows, heads, places, d)
 
 
@@ -309,13 +310,15 @@ def _llama_block(
 ) -> Tensor:
     """(rows, 1, D) → (rows, 1, D); writes this token's key and value."""
     module, normed, (cos, sin) = block.self_attn, _norm(block.input_layernorm, hidden), position
-    size = module.head_dim
-    query, key, value = (f(normed).view(len(hidden), -1, 1, size) for f in (module.q_proj, module.k_proj, module.v_proj))
+    size, mlp = module.head_dim, block.mlp
+    parts = _products((module.q_proj, module.k_proj, module.v_proj), normed)
+    query, key, value = (part.view(len(hidden), -1, 1, size) for part in parts)
     both = torch.cat([query, key], 1)
     turned = torch.cat([-both[..., size // 2 :], both[..., : size // 2]], -1)
     query, key = (both * cos + turned * sin).split([query.shape[1], key.shape[1]], 1)
     hidden = hidden + module.o_proj(_attend(query * module.scaling, key, value, here, keys, values, seen))
-    return hidden + block.mlp(_norm(block.post_attention_layernorm, hidden))  # type: ignore[no-any-return]
+    gate, up = _products((mlp.gate_proj, mlp.up_proj), _norm(block.post_attention_layernorm, hidden))
+    return hidden + mlp.down_proj(mlp.act_fn(gate) * up)  # type: ignore[no-any-return]
 
 
 def _gpt2_block(
@@ -347,6 +350,17 @@ FAMILIES = {
         kept=lambda config: (config.n_head, config.n_embd // config.n_head),
     ),
 }
+
+
+def _products(layers: tuple[Any, ...], x: Tensor) -> tuple[Tensor, ...]:
+    """What each linear layer makes of (rows, 1, D). Compiled code puts small ones together: a CPU's cost is then the call."""
+    weights: list[Tensor] = [layer.weight for layer in layers if type(layer) is nn.Linear]
+    biases: list[Tensor] = [layer.bias for layer in layers if type(layer) is nn.Linear and layer.bias is not None]
+    alike = len(weights) == len(layers) and len(biases) in (0, len(layers))
+    if not (alike and torch.compiler.is_compiling() and x.device.type == "cpu" and sum(w.numel() for w in weights) <= TOGETHER):
+        return tuple(layer(x) for layer in layers)
+    found = F.linear(x, torch.cat(weights), torch.cat(biases) if biases else None)
+    return found.split([len(w) for w in weights], -1)
 
 
 def _attend(

@@ -164,6 +164,21 @@ def test_compiled_steps_draw_the_same(capsys: pytest.CaptureFixture[str]) -> Non
     assert counters["stats"]["unique_graphs"] == 2
 
 
+@pytest.mark.parametrize("kind", ["stories", "adapters", "biased"])
+@torch.no_grad()
+def test_products_put_together_are_the_layers_own(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    attention, x = small(kind).model.layers[0].self_attn, torch.randn(4, 1, 32 if kind == "biased" else 64)
+    layers = (attention.q_proj, attention.k_proj, attention.v_proj)
+    expected = [layer(x) for layer in layers]
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    called: list[Any] = []
+    for layer in layers:
+        layer.register_forward_hook(lambda layer, *_: called.append(layer))
+    for found, of in zip(decode._products(layers, x), expected, strict=True):
+        torch.testing.assert_close(found, of, rtol=1e-5, atol=1e-5)
+    assert called == (list(layers) if kind == "adapters" else [])
+
+
 @torch.no_grad()
 def test_the_compiled_function_uncompiled_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
     """As it runs where torch.compile gives up: the cache is in bf16, and the rotary table makes float32 of the keys."""

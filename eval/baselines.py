@@ -28,7 +28,7 @@ from typing import Any
 from eval.copying import sentences
 from eval.server import Server
 from lightning_rlhf.files import DataError, bad, kind_of
-from lightning_rlhf.models import find_lm
+from lightning_rlhf.models import find_policy
 from lightning_rlhf.records import Demonstration, Prompt, read_demonstrations
 from lightning_rlhf.scoring import find_reward
 from lightning_rlhf.tasks import Task, UsageError
@@ -108,7 +108,7 @@ def policy_problems(policies: Mapping[str, Policy], task: str, allow_other_task:
             found.append(f"{at}.key_env: the environment has no {policy.key_env}")
         try:
             if policy.is_local:
-                find_lm(policy.model)
+                find_policy(policy.model)
             if policy.reward is not None:
                 find_reward(policy.reward, task, allow_other_task, f"{at}.reward", "--allow_other_task")
         except UsageError as error:

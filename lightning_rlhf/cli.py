@@ -59,6 +59,7 @@ def quiet() -> None:
         ".*Consider setting `persistent_workers.*",
         ".*num_workers.*",
         ".*in eval mode at the start of training.*",
+        ".*Total length of `list` across ranks is zero.*",  # no held-out records, which is an option
         ".*args parameter is intended to run from within.*",
         ".*data pointer of FakeTensor.*",  # a copy of one, in the estimate of memory
     ):

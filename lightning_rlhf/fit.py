@@ -118,7 +118,7 @@ class RLHFCLI(LightningCLI):
         reward = given.get("reward")
         directory = reward if isinstance(reward, str) and Path(reward).is_dir() else None
         problems = guard_problems(given.get("guard_comparisons"), given.get("guard_pairs"), directory)
-        asked, got = str(config["trainer"]["precision"]), str(self.trainer.precision)
+        asked, got = str(config["trainer"].get("precision") or "32-true"), str(self.trainer.precision)
         if asked in ("16-mixed", "16") and got not in ("16-mixed", "16"):  # Lightning changes it with no more than a warning
             missing = f"trainer.precision: found {asked}, which is not to be had on this device; {got} is, or 32-true"
             problems += self.model.precision_problems(asked) or [missing]
@@ -126,6 +126,7 @@ class RLHFCLI(LightningCLI):
             self.datamodule.check,
             lambda: self.model.check(self.datamodule, self.trainer, bool(resume) or self.config.subcommand == "validate"),
             lambda: self.model.check_checkpoint(resume, self.trainer.strategy) if resume else [],
+            lambda: folder_problems(self.trainer) if self.config.subcommand == "fit" else [],
         ):
             try:
                 problems += check()
@@ -169,6 +170,15 @@ class RLHFCLI(LightningCLI):
             raise UsageError("validate: --ckpt_path: not given, expected a checkpoint; without one the head is random")
         if not self.datamodule.files.get("val"):
             raise UsageError("validate: data.val: not given, expected a file of held-out records")
+
+
+def folder_problems(trainer: Any) -> list[str]:
+    """Folders that loggers and callbacks will write into, and cannot; in words."""
+    named = [(f"{type(logger).__name__}.save_dir", logger.save_dir) for logger in trainer.loggers]
+    named += [(f"{type(c).__name__}.dirpath", getattr(c, "dirpath", None)) for c in trainer.callbacks]
+    named += [("default_root_dir", trainer.default_root_dir)]
+    told = [(option, unwritable(Path(folder))) for option, folder in named if folder and "://" not in str(folder)]
+    return [f"trainer: {option}: {problem}" for option, problem in told if problem]
 
 
 class EstimateCLI(RLHFCLI):

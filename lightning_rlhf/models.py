@@ -87,6 +87,14 @@ def find_lm(name: str) -> str:
     return name
 
 
+def find_policy(name: str) -> str:
+    """`find_lm` of what is to write text; raises UsageError for a directory of a reward model too."""
+    found = find_lm(name)
+    if (Path(found) / "reward.json").is_file():
+        raise UsageError(f"model {name!r}: found a reward model (reward.json), expected a language model")
+    return found
+
+
 def fingerprint(name: str) -> str:
     """What tells one model from another without loading it: the hash of its weights, or its Hub id; for a checkpoint, and those
     of its start."""
@@ -143,7 +151,12 @@ def load_tokenizer(name: str) -> Any:
     start = start_of(found)
     if start is not None and not (Path(found) / "tokenizer_config.json").is_file():
         return load_tokenizer(start)
-    return AutoTokenizer.from_pretrained(found)
+    try:
+        return AutoTokenizer.from_pretrained(found)
+    except (OSError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())[:120]
+        expected = "expected its files (tokenizer.json, tokenizer_config.json) beside its weights"
+        raise UsageError(f"model {name!r}: its tokenizer could not be loaded ({reason}), {expected}") from None
 
 
 def config_of(name: str) -> Any:
@@ -248,7 +261,7 @@ def load_lm(name: str, dtype: torch.dtype = torch.float32) -> LM:
         UsageError: No such model, or its logits are not its output embedding applied to its last hidden state; or an adapter
             that cannot be merged; or a checkpoint that does not fit the model it was trained from.
     """
-    found = find_lm(name)
+    found = find_policy(name)
     model: Any
     if is_checkpoint(found):
         checkpoint = read_checkpoint(found)

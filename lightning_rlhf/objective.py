@@ -257,11 +257,9 @@ def value_loss(
 
 
 class FixedKL:
-    """A KL coefficient that stays (2019: summaries). Raises ValueError where it is below 0: that would reward distance."""
+    """A KL coefficient that stays (2019: summaries)."""
 
     def __init__(self, coef: float) -> None:
-        if not coef >= 0:
-            raise ValueError(f"{type(self).__name__}: found a coefficient of {coef}, expected 0 or more")
         self.coef = coef
 
     def update(self, kl: float, episodes: int) -> float:
@@ -296,7 +294,7 @@ class AdaptiveKL(FixedKL):
         """Sets and returns the new coefficient, from the batch's mean KL and its number of episodes.
 
         Raises:
-            ValueError: The KL is not finite, or the coefficient would fall to 0 or below.
+            ValueError: The KL is not finite, or the coefficient would change its sign.
         """
         kl = float(kl)
         if not math.isfinite(kl):

@@ -31,7 +31,7 @@ REQUIRED = re.compile(r"the following arguments are required: ([\w., -]+?)(?:\.?
 NO_CLASS = re.compile(r"(module '\S+' has no attribute '\w+'|No module named '\S+')|Expected a dot import path string: (\S+)")
 WRONG = re.compile(r"Expected a (.+?)\. Got value: (.*?)(?:\. Got value: .*)?$", re.MULTILINE)
 NONE_OF = re.compile(r"Subtypes: \[(.*)\]\n(?:.|\n)*?Given value: (.*)")
-BULLET = re.compile(r"^ *- (?!Expected a <class 'NoneType'>)(.+)", re.MULTILINE)
+BULLET = re.compile(r"^ *- (?!Expected a <class 'NoneType'>)(.+:(?:\n {6,}.+)+|.+)", re.MULTILINE)
 
 
 class ConfigFile(NamedTuple):
@@ -277,6 +277,8 @@ def _options_of(path: str) -> list[str]:
 def _instead(option: str, names: Sequence[str]) -> str:
     """What was probably meant."""
     parts = option.split(".")
+    if parts[-1] in ("lr", "learning_rate") and any(name.split(".")[-1] == "optimizer" for name in names):
+        return "perhaps model.optimizer.lr"
     known = sorted({".".join(name.split(".")[: len(parts)]) for name in names} | {name.rsplit(".", 1)[-1] for name in names})
     alike = difflib.get_close_matches(option, known, n=1) or difflib.get_close_matches(parts[-1], known, n=1)
     return f"perhaps {alike[0]}" if alike else "one that --help lists"

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pytorch_lightning.cli import OptimizerCallable
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import nn
 from torchmetrics import Metric
 
 from .alarms import Alarms, Thresholds
 from .lora import LoRA, lora_problems
-from .models import find_lm, position_problems
+from .models import find_policy, position_problems
 from .objective import AdaptiveKL, FixedKL
 from .optim import AdamTF
 from .scalar import read_reward_info
@@ -27,6 +28,7 @@ from .scoring import (
     call_problems,
     find_reward,
     is_learned,
+    named,
 )
 from .sharding import is_sharding
 from .stage import StageModule
@@ -157,7 +159,7 @@ class PPOSetup(StageModule):
         super().__init__("ppo", output, task, seed, overwrite, given)
         self.automatic_optimization = False
         self.reference_name, self.policy_name = reference or policy, policy
-        self.parts = [WeightedReward(reward)] if isinstance(reward, str) else list(reward)
+        self.parts = list(reward) if isinstance(reward, (list, tuple)) else [WeightedReward(named(reward))]
         self.guard_comparisons, self.guard_pairs = guard_comparisons, guard_pairs
         self.allow_unguarded, self.allow_other_task, self.allow_negative_kl = allow_unguarded, allow_other_task, allow_negative_kl
         self.mode, self.stop_token, self.score_clip = mode, stop_token, score_clip
@@ -200,7 +202,7 @@ class PPOSetup(StageModule):
         """Every problem that the options alone show."""
         problems = super().check(data, trainer, resuming)
         for name in sorted({self.policy_name, self.reference_name}):
-            problems += told(find_lm, name)
+            problems += told(find_policy, name)
         problems += position_problems(self.policy_name, self.task)
         prompts = [row for rows in data.records.values() for row in rows]
         for name in (*(part.reward for part in self.parts), *filter(None, [self.held_out_reward])):
@@ -229,12 +231,7 @@ class PPOSetup(StageModule):
                 f"model.kl_horizon: found {self.kl_horizon} with data.batch_size {data.batch_size}; β is multiplied by up to "
                 f"1 ± 0.2 · batch / horizon an iteration, expected above {0.2 * data.batch_size:g}"
             )
-        for option, expected in (("max_epochs", 1), ("max_steps", -1)):
-            if (found_here := getattr(trainer, option, expected)) != expected:
-                problems.append(
-                    f"trainer.{option}: found {found_here}, expected {expected}: a run is data.total_episodes long, and so is "
-                    "the learning rate's schedule"
-                )
+        problems += trainer_problems(trainer)
         for option in ("num_ppo_epochs", "num_mini_batches"):
             if getattr(self, option) < 1:
                 problems.append(f"model.{option}: found {getattr(self, option)}, expected at least 1")
@@ -305,7 +302,7 @@ class PPOSetup(StageModule):
             if getattr(self, option) and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
                 problems.append(f"model.{option}: found true without a C++ compiler (c++, or what CXX names); expected false")
         if self.value_init is not None:
-            problems += told(read_reward_info if is_reward(self.value_init) else find_lm, self.value_init)
+            problems += told(read_reward_info if is_reward(self.value_init) else find_policy, self.value_init)
         return problems
 
     @property
@@ -330,3 +327,22 @@ class PPOSetup(StageModule):
 def is_reward(name: str) -> bool:
     """Whether a name is a reward directory's."""
     return (Path(name) / "reward.json").is_file()
+
+
+def trainer_problems(trainer: Any) -> list[str]:
+    """Options of the Trainer that PPO cannot have, in words, with what stands in their place."""
+    if getattr(trainer, "fast_dev_run", False):
+        return []
+    length = "a run is data.total_episodes long, and so is the learning rate's schedule"
+    never = (
+        ("max_epochs", 1, length), ("max_steps", -1, length), ("gradient_clip_val", None, "PPO has model.max_grad_norm for it"),
+        ("accumulate_grad_batches", 1, "PPO has model.micro_batch_size for it"),
+    )  # fmt: skip
+    problems = []
+    for option, expected, why in never:
+        found = getattr(trainer, option, expected)
+        if found != expected:
+            problems.append(f"trainer.{option}: found {found}, expected {'null' if expected is None else expected}: {why}")
+    if getattr(trainer, "limit_train_batches", 1.0) != 1.0:
+        rank_zero_warn("trainer.limit_train_batches: the run ends before data.total_episodes, at a learning rate above 0")
+    return problems

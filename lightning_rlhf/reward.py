@@ -36,7 +36,7 @@ from .data import ComparisonBatch, Judged, policy_prompt
 from .generation import sample, seed_for
 from .heldout import Decision, accuracy, decisions, scalar_fit, summary
 from .lora import LoRA, add_lora, lora_problems
-from .models import find_lm, load_lm, position_problems
+from .models import find_policy, load_lm, position_problems
 from .objective import check_alike, wide
 from .optim import AdamTF, linear_anneal
 from .records import Comparison, label_type
@@ -251,7 +251,7 @@ class RewardModule(StageModule):
 
     def check(self, data: Any, trainer: Any, resuming: bool) -> list[str]:
         """The base's, and that the model exists and there is something to normalise over."""
-        problems = super().check(data, trainer, resuming) + told(find_lm, self.policy_name)
+        problems = super().check(data, trainer, resuming) + told(find_policy, self.policy_name)
         problems += classifier_problems(self.policy_name)
         problems += position_problems(self.policy_name, self.task) + lora_problems(self.lora, self.trainable_layers)
         for option in ("normalise_samples", "rollout_batch_size"):

@@ -28,7 +28,7 @@ from .heldout import accuracy_interval as accuracy_interval
 from .models import load_tokenizer
 from .records import Comparison, DataError, Prompt, read_comparisons
 from .scalar import load_scalar, read_reward_info
-from .tasks import UsageError
+from .tasks import UsageError, told
 from .tokens import bos_ids, decode, encode, encode_continuation, pad_batch
 
 
@@ -217,26 +217,42 @@ def call_problems(name: str, prompts: Sequence[tuple[str, Prompt]]) -> list[str]
     return []
 
 
+def named(reward: Any) -> str:
+    """A reward's name: its own, or `module:function` of a function that can be found by it. Raises UsageError for another."""
+    if isinstance(reward, str):
+        return reward
+    name = f"{getattr(reward, '__module__', None)}:{getattr(reward, '__qualname__', type(reward).__qualname__)}"
+    if not callable(reward) or told(load_callable, name):
+        raise UsageError(f"model.reward: found {reward!r}, expected a name, or a function at the top of a module")
+    return name
+
+
 def call_reward(
     reward: Callable[..., Any], prompts: list[Any], completions: list[Any], columns: dict[str, list[Any]]
 ) -> list[float]:
     """Call a reward function and check what it returns: one finite float a completion, else UsageError."""
+    name = f"reward function {getattr(reward, '__module__', '')}:{getattr(reward, '__qualname__', type(reward).__qualname__)}"
     if reserved := sorted({"prompts", "completions"} & set(columns)):
-        raise UsageError(f"reward function: the prompts have a column {reserved[0]!r}, an argument's name; expected another")
-    scores = reward(prompts=prompts, completions=completions, **accepted(reward, columns))
+        raise UsageError(f"{name}: the prompts have a column {reserved[0]!r}, an argument's name; expected another")
+    try:
+        scores = reward(prompts=prompts, completions=completions, **accepted(reward, columns))
+    except Exception as error:
+        error.add_note(f"in the {name}")
+        raise
+    scores = scores.tolist() if hasattr(scores, "tolist") else scores
     if not isinstance(scores, (list, tuple)) or len(scores) != len(completions):
         found = f"{len(scores)} values" if isinstance(scores, (list, tuple)) else type(scores).__name__
         raise UsageError(
-            f"reward function: returned {found} for {len(completions)} completions, expected a list of as many floats"
+            f"{name}: returned {found} for {len(completions)} completions, expected a list of as many floats"
         )
     try:
         values = [float(s) for s in scores]
     except (TypeError, ValueError):
         wrong = next(s for s in scores if not _is_number(s))
-        raise UsageError(f"reward function: returned {wrong!r} among its values, expected floats") from None
+        raise UsageError(f"{name}: returned {wrong!r} among its values, expected floats") from None
     for value in values:
         if not math.isfinite(value):
-            raise UsageError(f"reward function: returned {value}, expected a finite float")
+            raise UsageError(f"{name}: returned {value}, expected a finite float")
     return values
 
 

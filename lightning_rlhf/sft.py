@@ -18,7 +18,7 @@ from .blocks import checkpointed
 from .data import SFTBatch
 from .logprobs import head_logprobs
 from .lora import LoRA, add_lora, lora_problems
-from .models import find_lm, load_lm, position_problems, save_policy
+from .models import find_policy, load_lm, position_problems, save_policy
 from .optim import AdamTF, linear_anneal
 from .stage import StageModule, is_finite
 from .tasks import Task, told
@@ -60,7 +60,7 @@ class SFTModule(StageModule):
 
     def check(self, data: Any, trainer: Any, resuming: bool) -> list[str]:
         """The base's, and that the model exists."""
-        problems = super().check(data, trainer, resuming) + told(find_lm, self.policy_name)
+        problems = super().check(data, trainer, resuming) + told(find_policy, self.policy_name)
         return problems + position_problems(self.policy_name, self.task) + lora_problems(self.lora, self.trainable_layers)
 
     def configure_model(self) -> None:

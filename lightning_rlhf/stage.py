@@ -68,21 +68,25 @@ class StageModule(L.LightningModule):
 
     def check(self, data: Any, trainer: L.Trainer, resuming: bool) -> list[str]:
         """Every problem that the options alone show, in words; nothing is loaded."""
-        problems = []
-        if Path(self.output).exists() and not (resuming or self.overwrite):
-            problems.append(
-                f"model.output: {self.output} exists; give another, resume with --ckpt_path, or pass --model.overwrite true"
-            )
-        else:
-            problems += output_problems(Path(self.output))
+        problems = self.output_problems(resuming)
         if 0 < data.batch_size < trainer.world_size:
             problems.append(f"data.batch_size: found {data.batch_size}, expected at least one a device: {trainer.world_size}")
+        for option in ("max_epochs", "max_steps", "limit_train_batches"):
+            if getattr(trainer, option, None) == 0:
+                problems.append(f"trainer.{option}: found 0, which is no training, expected more")
         interval, each = getattr(trainer, "val_check_interval", 1.0), getattr(trainer, "check_val_every_n_epoch", 1)
         if data.files.get("val") and data.records.get("train") and type(interval) is int and each and interval > data.batches:
             found = f"{interval}, and {data.batches} training batches"
             problems.append(f"trainer.val_check_interval: found {found}, expected at most as many")
         problems += self.precision_problems(str(getattr(trainer, "precision", "32-true")))
         return problems + sharding_problems(getattr(trainer, "strategy", None), trainer.world_size)
+
+    def output_problems(self, resuming: bool) -> list[str]:
+        """Why the export may not be written, in words."""
+        if Path(self.output).exists() and not (resuming or self.overwrite):
+            hint = "give another, resume with --ckpt_path, or pass --model.overwrite true"
+            return [f"model.output: {self.output} exists; {hint}"]
+        return output_problems(Path(self.output))
 
     def precision_problems(self, precision: str) -> list[str]:
         """What speaks against a `trainer.precision`, in words."""
@@ -225,7 +229,12 @@ class StageModule(L.LightningModule):
     # ------------------------------------------------------------------------------------------------------- export
 
     def on_fit_start(self) -> None:
-        """The clock of run.json starts."""
+        """The clock of run.json starts. Raises UsageError where the export would replace what it may not; the command line has
+        asked that long before."""
+        if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            problems = self.output_problems(bool(self.trainer.ckpt_path))
+            if problems:
+                raise UsageError("\n".join(problems))
         self.run_info = RunInfo(self.stage, self.seed, self.run_config, list(self.run_files))
 
     def export(self) -> dict[str, Any]:
@@ -236,14 +245,16 @@ class StageModule(L.LightningModule):
         """What every rank does before the first one exports."""
 
     def on_train_end(self) -> None:
-        """Export, on the first rank; a run that was interrupted exports nothing."""
-        if self.trainer.interrupted:
+        """Export, on the first rank; a run that was interrupted, or of a batch alone (`fast_dev_run`), exports nothing."""
+        if self.trainer.interrupted or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         self.before_export()
         with whole_networks(self):
             if self.trainer.is_global_zero:
                 figures = self.export()
                 self.run_info.write(self.output, figures=figures)
+                told = [f"{name} {value:.3g}" for name, value in figures.items() if isinstance(value, float)]
+                print(f"{self.output}: {', '.join(told[:6]) or 'written'}", flush=True)
 
 
 class StageCheckpoint(L.Callback):
@@ -265,6 +276,8 @@ class StageCheckpoint(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Save where it is due."""
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
         done, step = batch_idx + 1, trainer.accumulate_grad_batches
         due = done % step == 0 and done // self.every > (done - step) // self.every
         if due or done == trainer.num_training_batches:

@@ -72,10 +72,9 @@ class Task:
         if self.response_length < 1:
             found.append(f"task.response_length: found {self.response_length}, expected at least 1")
         if not 0 <= self.truncate_after < self.response_length:
-            found.append(
-                f"task.truncate_after: found {self.truncate_after}, "
-                f"expected 0 to response_length - 1 = {self.response_length - 1}"
-            )
+            default = " (the default, of 2019's sentiment task)" if self.truncate_after == Task.truncate_after else ""
+            expected = f"expected 0 to response_length - 1 = {self.response_length - 1}"
+            found.append(f"task.truncate_after: found {self.truncate_after}{default}, {expected}")
         if not 0 < self.temperature < math.inf:
             found.append(f"task.temperature: found {self.temperature}, expected above 0")
         if self.penalty is not None and not math.isfinite(self.penalty):

@@ -322,7 +322,7 @@ def test_guard_problems() -> None:
     ("returned", "message"),
     [
         ([1.0], "returned 1 values for 2 completions, expected a list of as many floats"),
-        (torch.zeros(2), "returned Tensor for 2 completions"),
+        (torch.zeros((2, 1)), r"returned \[0.0\] among its values, expected floats"),
         (None, "returned NoneType for 2 completions"),
         ([1.0, float("nan")], "returned nan, expected a finite float"),
         ([float("-inf"), 1.0], "returned -inf, expected a finite float"),
@@ -331,8 +331,19 @@ def test_guard_problems() -> None:
     ],
 )
 def test_what_a_reward_function_may_not_return(returned: Any, message: str) -> None:
-    with pytest.raises(UsageError, match=f"reward function: {message}"):
+    with pytest.raises(UsageError, match=f"reward function .*: {message}"):
         call_reward(lambda **given: returned, ["p", "q"], ["a", "b"], {})
+
+
+def test_a_reward_function_may_return_a_tensor_and_tells_its_name_when_it_fails() -> None:
+    assert call_reward(lambda **given: torch.ones(2), ["p", "q"], ["a", "b"], {}) == [1.0, 1.0]
+
+    def broken(prompts: list[str], completions: list[str]) -> list[float]:
+        raise KeyError("score")
+
+    with pytest.raises(KeyError) as error:
+        call_reward(broken, ["p"], ["a"], {})
+    assert "broken" in error.value.__notes__[0]
 
 
 def test_reward_function_gets_every_column() -> None:

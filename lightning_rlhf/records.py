@@ -85,10 +85,11 @@ def _nearest_layout(layouts: tuple[Layout, ...], row: Row) -> Layout:
     elif len(lacks) == 1 and lacks[0] in record:
         found += f" (nearest to {nearest.format}, whose '{lacks[0]}' is null)"
     elif len(lacks) == 1:
-        found += f" (nearest to {nearest.format}, without '{lacks[0]}'{nearest_to(lacks[0], record)})"
-    raise bad(
-        at, None, found, "one of the formats " + "; ".join(f"{name} {FORMATS[name]}" for name in names)
-    )
+        hint = nearest_to(lacks[0], record)
+        found += f" (nearest to {nearest.format}, without '{lacks[0]}'{hint})"
+        names = {nearest.format: None} if hint else names  # a slip in one name: its format is all that is wanted
+    known = "; ".join(f"{name} {FORMATS[name]}" for name in names)
+    raise bad(at, None, found, f"one of the formats {known}" if len(names) > 1 else f"the format {known}")
 
 
 def _failing(error: DataError) -> Iterator[Row]:

@@ -542,9 +542,8 @@ def test_unknown_fields_and_unknown_formats_list_what_is_known(tmp_path):
     ) as e:
         read_comparisons(write(tmp_path, {"question": 1, "answer": 2}))
     assert all(name in str(e.value) for name in FORMATS)
-    with pytest.raises(
-        DataError, match=r"nearest to best_of_n, without 'best' \(is 'bset' meant to be 'best'\?\)"
-    ):
+    hint = r"nearest to best_of_n, without 'best' \(is 'bset' meant to be 'best'\?\)\), expected the format best_of_n [^;]*$"
+    with pytest.raises(DataError, match=hint):
         read_comparisons(write(tmp_path, {"prompt": "p", "responses": ["a", "b"], "bset": 1}))
     with pytest.raises(
         DataError, match="labels.jsonl: field 'format': found 'pairs', expected one of .*pair_implicit"

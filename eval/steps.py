@@ -24,7 +24,7 @@ from eval.sample import HeldOut, by_policy, held_out, sample_policies
 from eval.score import score_samples
 from eval.server import timeout_problems
 from lightning_rlhf.files import DataError, bad, list_files, members, read_jsonl
-from lightning_rlhf.folders import unwritable
+from lightning_rlhf.folders import never_writable
 from lightning_rlhf.labelers import redraw_problems
 from lightning_rlhf.models import find_lm, precision_problems
 from lightning_rlhf.records import Prompt, Sample, read_comparisons, read_samples
@@ -92,7 +92,7 @@ def checked(step: str, o: Options) -> Plan:
     problems += precision_problems(o.precision) + timeout_problems(o.server_timeout)
     if Path(o.output).exists() and not Path(o.output).is_dir():
         problems.append(f"output: {o.output}: found a file, expected a folder or nothing")
-    elif problem := unwritable(Path(o.output)):
+    elif problem := never_writable(Path(o.output)):
         problems.append(f"output: {problem}")
     if not chosen:
         problems.append("policies: found none, expected at least one, or samples")

@@ -182,10 +182,8 @@ def a_list(value: Any, at: str, name: str, length: int | None = None) -> list:
 
 
 def a_best(value: Any, at: str, name: str, n: int) -> int:
-    whole = int(value) if type(value) is float and value.is_integer() else value  # pandas' where another record has none
-    valid = type(whole) is int and 0 <= whole < n
-    check(valid, value, at, name, f"an integer from 0 to {n - 1} (there are {n} responses)")
-    return whole
+    valid = type(value) is int and 0 <= value < n
+    return check(valid, value, at, name, f"an integer from 0 to {n - 1} (there are {n} responses)")
 
 
 def the_ranks(value: Any, at: str, name: str, n: int) -> list[int]:

@@ -19,7 +19,7 @@ from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from .estimate import ALLOW, estimate, memory_problem
 from .files import DataError
-from .folders import alone, unwritable
+from .folders import alone, never_writable, unwritable
 from .parsing import OneMessage, explained, nulls, overruled
 from .reward import RewardModule
 from .scoring import guard_problems
@@ -108,7 +108,12 @@ class RLHFCLI(LightningCLI):
             raise UsageError(f"trainer: {error}") from None
 
     def _check(self) -> None:
-        """Collect every problem that options and files show, before a model is loaded; raises UsageError."""
+        """Raise UsageError with every problem that options and files show, before a model is loaded."""
+        if problems := self._problems():
+            raise UsageError("\n".join(problems))
+
+    def _problems(self) -> list[str]:
+        """Every problem that options and files show, in words."""
         subcommand = self.config[self.config.subcommand]
         resume = subcommand.get("ckpt_path")
         config = yaml.safe_load(self._parser(self.config.subcommand).dump(subcommand, skip_validation=True))
@@ -132,8 +137,7 @@ class RLHFCLI(LightningCLI):
                 problems += check()
             except (UsageError, DataError) as error:
                 problems.append(str(error))
-        if problems:
-            raise UsageError("\n".join(problems))
+        return problems
 
     def before_fit(self) -> None:
         """As for every command; and the run must fit into memory."""
@@ -177,7 +181,7 @@ def folder_problems(trainer: Any) -> list[str]:
     named = [(f"{type(logger).__name__}.save_dir", logger.save_dir) for logger in trainer.loggers]
     named += [(f"{type(c).__name__}.dirpath", getattr(c, "dirpath", None)) for c in trainer.callbacks]
     named += [("default_root_dir", trainer.default_root_dir)]
-    told = [(option, unwritable(Path(folder))) for option, folder in named if folder and "://" not in str(folder)]
+    told = [(option, never_writable(Path(folder))) for option, folder in named if folder and "://" not in str(folder)]
     return [f"trainer: {option}: {problem}" for option, problem in told if problem]
 
 
@@ -190,8 +194,16 @@ class EstimateCLI(RLHFCLI):
         parser.add_argument("--json", type=bool, default=False, help="estimate: print JSON, in bytes.")
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Print it."""
-        found = estimate(self.model, self.datamodule, self.trainer)
+        """Print it, and what `fit` would refuse: files may be missing, and options are there to be tried."""
+        problems = self._problems()
+        try:
+            found = estimate(self.model, self.datamodule, self.trainer)
+        except (ArithmeticError, IndexError, RuntimeError, TypeError, ValueError) as error:
+            if not problems or isinstance(error, UsageError):
+                raise
+            raise UsageError("\n".join(problems)) from None
+        for problem in problems:
+            print(f"fit would refuse this: {problem}", file=sys.stderr)
         print(json.dumps(found.as_dict(), indent=1) if self.config["fit"]["json"] else found.table())
 
 

@@ -64,6 +64,16 @@ def unwritable(folder: Path) -> str | None:
     return None if os.access(folder, os.W_OK) else f"{folder}: cannot be written to, expected a folder that can"
 
 
+def never_writable(folder: Path) -> str | None:
+    """`unwritable`, without leaving a folder that was not there."""
+    made = [parent for parent in (folder, *folder.parents) if not os.path.exists(parent)]
+    problem = unwritable(folder)
+    for parent in made:
+        with suppress(OSError):
+            parent.rmdir()
+    return problem
+
+
 def made_elsewhere(folder: PathLike, names: Iterable[str]) -> str | None:
     """Records in a folder that no command of ours made (there is no run.json), and that are not replaced; in words."""
     there = [name for name in names if (Path(folder) / name).exists()]

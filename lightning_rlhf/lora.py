@@ -120,9 +120,17 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
 
 
 def merge_adapters(model: Any) -> Any:
-    """Merge what peft put into a model, in place, into plain weights; returns the model."""
+    """Merge what peft put into a model, in place, into plain weights; returns the model.
+
+    Embeddings that share a weight, of which an adapter changes one, have two then.
+    """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
+    ends = [module for module in (model.get_input_embeddings(), model.get_output_embeddings()) if module is not None]
+    if len(ends) == 2 and any(isinstance(module, BaseTunerLayer) for module in ends):
+        given, found = (getattr(module, "base_layer", module) for module in ends)
+        if given.weight is found.weight:
+            found.weight = nn.Parameter(found.weight.detach().clone())
     for name, module in list(model.named_modules()):
         if hasattr(module, "unload_and_optionally_merge_module"):  # a layer that was trained whole
             plain = module.unload_and_optionally_merge_module(merge=True, safe_merge=True, adapter_names=None)
@@ -133,6 +141,9 @@ def merge_adapters(model: Any) -> Any:
             continue
         replace_module(model, name, plain)
     _forget_peft(model)
+    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
+    if None not in ends and model.config.tie_word_embeddings:  # else a resize would tie again what is two weights now
+        model.config.tie_word_embeddings = ends[0].weight is ends[1].weight
     return model
 
 
@@ -192,6 +203,11 @@ def save_adapter(directory: Path, trunk: Any, base: str) -> None:
     directory.mkdir()
     config.save_pretrained(str(directory))
     save_file(weights, directory / WEIGHTS_FILE, metadata={"format": "pt"})
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a directory has an adapter, alone or beside a whole model."""
+    return (Path(name) / CONFIG_FILE).is_file()
 
 
 # ------------------------------------------------------------------------------------------------------------- loading
@@ -310,6 +326,8 @@ def read_adapter(directory: Path, prefix: str) -> dict[str, tuple[Tensor, Tensor
 
     if not (directory / WEIGHTS_FILE).is_file():
         return {}
+    if not (directory / CONFIG_FILE).is_file():
+        raise UsageError(f"{directory}: found {WEIGHTS_FILE} without {CONFIG_FILE}, expected both")
     config = json.loads((directory / CONFIG_FILE).read_text(encoding="utf-8"))
     weights = {_bare(k).removeprefix(f"{prefix}."): v for k, v in load_file(directory / WEIGHTS_FILE).items()}
     names = [k.removesuffix(".lora_A.weight") for k in weights if k.endswith(".lora_A.weight")]

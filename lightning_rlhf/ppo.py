@@ -82,6 +82,11 @@ STATISTICS = (
 )  # fmt: skip
 
 
+def _mean(values: list[float], weights: list[float]) -> float:
+    """Weighted; NaN of nothing."""
+    return sum(v * w for v, w in zip(values, weights, strict=True)) / sum(weights) if values else math.nan
+
+
 @dataclass(frozen=True)
 class Rollout:
     """What one iteration sampled, on one rank: B episodes, prompts of P places, responses of R."""
@@ -283,25 +288,28 @@ class PPOModule(PPONetworks):
             yield rows.to(self.device).split(n // self.num_mini_batches)
 
     def update(self, rollout: Rollout, advantages: Tensor, returns: Tensor) -> dict[str, float]:
-        """Clipped policy and value losses; returns the means of their statistics over all optimizer steps, of all ranks."""
+        """Clipped policy and value losses; returns the means of their statistics over the real tokens of all optimizer steps, on
+        all ranks."""
         done: list[dict[str, float]] = []
+        tokens: list[float] = []  # of each step in `done`
         skipped, epochs, first_ratio_error = 0, 0, math.nan
         for epoch in self.minibatches(len(advantages)):
             before, epochs = len(done), epochs + 1
             for index in epoch:
                 found = self.step(rollout, advantages, returns, index)
-                ratio_error = found.pop("ppo/ratio_error")
+                ratio_error, count = found.pop("ppo/ratio_error"), found.pop("tokens")
                 first_ratio_error = ratio_error if math.isnan(first_ratio_error) else first_ratio_error
                 if all(math.isfinite(v) for v in found.values()):
                     done.append(found)
+                    tokens.append(count)
                 else:
                     skipped += 1
                     self._skipped(found)
-            approxkl = [f["ppo/policy/approxkl"] for f in done[before:]]
-            if self.target_kl is not None and approxkl and sum(approxkl) / len(approxkl) > self.target_kl:
+            approxkl = _mean([f["ppo/policy/approxkl"] for f in done[before:]], tokens[before:])
+            if self.target_kl is not None and approxkl > self.target_kl:
                 break
-        names = done[0] if done else STATISTICS
-        means = {name: sum(f[name] for f in done) / len(done) if done else math.nan for name in names}
+        means = {name: _mean([f[name] for f in done], tokens) for name in STATISTICS}
+        means["ppo/grad_norm"] = _mean([f["ppo/grad_norm"] for f in done], [1.0] * len(done))
         steps = {"ppo/epochs": float(epochs), "ppo/steps": float(len(done)), "ppo/skipped": float(skipped)}
         return {**means, "ppo/ratio_error": first_ratio_error, **steps}
 
@@ -309,7 +317,8 @@ class PPOModule(PPONetworks):
         """One optimizer step on a minibatch of this rank's rows, skipped where the loss or a gradient is not finite.
 
         Returns:
-            Means over the minibatch's real tokens on all ranks; not all finite where the step was skipped.
+            Means over the minibatch's real tokens on all ranks, not all finite where the step was skipped; and `tokens`, their
+            number on a rank, in the mean.
         """
         optimizer = self.optimizers()
         optimizer.zero_grad()  # type: ignore[union-attr]
@@ -350,7 +359,7 @@ class PPOModule(PPONetworks):
                 clip_gradients(parameters, self.max_grad_norm, norm)
             optimizer.step()  # type: ignore[union-attr]
             torch.clear_autocast_cache()  # or the next forward would use the weights from before the step
-        return {**found, "ppo/ratio_error": everywhere[:, -1].max().item()}
+        return {**found, "ppo/ratio_error": everywhere[:, -1].max().item(), "tokens": real_tokens}
 
     # ------------------------------------------------------------------------------------------------------- alarms
 

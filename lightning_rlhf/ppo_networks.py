@@ -21,7 +21,7 @@ from .generation import truncate
 from .logprobs import head_logprobs, head_logprobs_and_kl
 from .lora import adapters_off, add_lora
 from .memory import SharedWeights, to_dtype
-from .models import load_lm
+from .models import VALUE_HEAD, load_lm, readable_weights
 from .objective import AdaptiveKL, FixedKL
 from .optim import linear_anneal
 from .ppo_setup import PPOSetup, is_reward
@@ -64,6 +64,8 @@ class PPONetworks(PPOSetup):
         lm = load_lm(self.policy_name)
         self.policy, self.tokenizer, self.pad_id = lm.model, lm.tokenizer, lm.pad_id
         self.value_head = ScalarHead(self.policy.get_input_embeddings().weight.shape[1])
+        if self.value == "shared" and self.value_init is not None:
+            self._take_value_head(self.value_init)
         self.resolved = task_tokens(self.task, self.tokenizer)
         self.stop: tuple[int, ...] = ()
         if self.mode == "eos":
@@ -92,6 +94,16 @@ class PPONetworks(PPOSetup):
                 reward.requires_grad_(False)
                 reward.even = self.sharded
                 self._hold(shared, reward.scalar.trunk, adapter=Path(reward.directory) / "adapter")
+
+    def _take_value_head(self, directory: str) -> None:
+        """The value head of an earlier PPO, which the export of a policy has beside it."""
+        from safetensors.torch import load_file
+
+        with readable_weights(directory):
+            found = load_file(Path(directory) / VALUE_HEAD)
+        if (width := tuple(found["weight"].shape)) != (own := tuple(self.value_head.weight.shape)):
+            raise UsageError(f"model.value_init: {directory}: found a value head {width}, expected {own}")
+        self.value_head.load_state_dict(found)
 
     def _hold(self, shared: SharedWeights, network: Any, trained: bool = False, adapter: Path | None = None) -> None:
         """Settle what of a network trains, and hold its frozen weights in their type and in memory once."""
@@ -141,6 +153,7 @@ class PPONetworks(PPOSetup):
         if not isinstance(reward, LearnedReward):
             return Scorer(weight, reward, False, None)
         same_tokens = vocabulary(reward.tokenizer) == vocabulary(self.tokenizer)
+        same_tokens = same_tokens and bos_ids(reward.tokenizer) == bos_ids(self.tokenizer)
         no_affixes = list(self.resolved.prefix) == bos_ids(self.tokenizer) and not self.resolved.suffix
         shares = self.split is not None and same_tokens and no_affixes
         return Scorer(weight, reward, same_tokens, self.split.shared_with(reward.scalar.trunk) if shares else None)  # type: ignore[union-attr]

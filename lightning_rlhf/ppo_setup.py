@@ -19,7 +19,7 @@ from torchmetrics import Metric
 
 from .alarms import Alarms, Thresholds
 from .lora import LoRA, lora_problems
-from .models import find_policy, position_problems
+from .models import VALUE_HEAD, find_policy, position_problems
 from .objective import AdaptiveKL, FixedKL
 from .optim import AdamTF
 from .scalar import read_reward_info
@@ -79,7 +79,8 @@ class PPOSetup(StageModule):
         max_grad_norm: Gradients are clipped to this norm; null: not.
         max_skipped_steps: So many steps with a loss or gradient that is not finite are skipped; one more stops the run.
         value: Value head on the policy's trunk (`shared`, 2019), or on a trunk of its own (`separate`, 2020).
-        value_init: The separate value network starts from this reward directory or model; null: the policy.
+        value_init: The separate value network starts from this reward directory or model; null: the policy. With a shared one:
+            the directory of an earlier PPO, whose value head it starts from; null: from zero.
         vf_coef: Weight of the value loss.
         cliprange: Clip of the policy's ratio.
         cliprange_value: Clip of the value's change.
@@ -291,7 +292,6 @@ class PPOSetup(StageModule):
             problems.append("task.truncate_text: found null with model.mode = truncated, expected the text that ends a response")
         for option, needs, given in (
             ("stop_token", "mode = eos", self.mode == "eos"), ("missing_eos_penalty", "mode = eos", self.mode == "eos"),
-            ("value_init", "value = separate", self.value == "separate"),
         ):  # fmt: skip
             if getattr(self, option) is not None and not given:
                 problems.append(f"model.{option}: found {getattr(self, option)!r}, expected null without model.{needs}")
@@ -302,8 +302,17 @@ class PPOSetup(StageModule):
             if getattr(self, option) and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
                 problems.append(f"model.{option}: found true without a C++ compiler (c++, or what CXX names); expected false")
         if self.value_init is not None:
-            problems += told(read_reward_info if is_reward(self.value_init) else find_policy, self.value_init)
+            problems += self._value_init_problems(self.value_init)
         return problems
+
+    def _value_init_problems(self, name: str) -> list[str]:
+        """Whether the value function may start from there, in words."""
+        if self.value == "separate":
+            return told(read_reward_info if is_reward(name) else find_policy, name)
+        if (Path(name) / VALUE_HEAD).is_file():
+            return []
+        expected = f"a directory of an earlier PPO ({VALUE_HEAD}), or model.value = separate"
+        return [f"model.value_init: found {name!r} for a shared value function, expected {expected}"]
 
     @property
     def learned(self) -> bool:

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 from itertools import chain
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast
+from typing import Generic, TypeVar, cast
 
 from .fields import (
     Comparison,
@@ -222,18 +222,11 @@ def _prompt_in_messages(record: dict, at: str) -> Prompt:
 
 def _demonstration(record: dict, at: str) -> Demonstration:
     prompt, completion = the_texts(record, at, "prompt", "completion")
-    if not _is_good(record.get("label"), at):
+    label = record.get("label")  # TRL's unpaired preferences
+    if label.strip().lower() in ("false", "0", "0.0") if isinstance(label, str) else label == 0:  # False too
         raise LeftOut("label is false")
     check_texts(prompt, [completion], at, "completion")
     return Demonstration(prompt, completion, rest_of(record, "prompt", "completion"))
-
-
-def _is_good(label: Any, at: str) -> bool:
-    """What the `label` of TRL's unpaired preferences says, as a boolean, a number or a text; without one a record is good."""
-    text = "" if label is None else str(label).strip().lower()
-    expected = "true or false, or another name for a column that is no judgement"
-    check(text in ("", "true", "false", "1", "0", "1.0", "0.0"), label, at, "label", expected)
-    return text not in ("false", "0", "0.0")
 
 
 def _prompt(record: dict, at: str) -> Prompt:
@@ -270,8 +263,7 @@ def read_demonstrations(
 ) -> RecordReader[Demonstration]:
     """Read `{prompt, completion}` or `{messages}`; errors, skipping and options as in `read_comparisons`.
 
-    Where a `label` is false (or 0, or either as text) the record is left out, under that reason, which is no fault of the file;
-    what says neither true nor false raises.
+    Where a `label` is false (or 0, or either as text) the record is left out, under that reason, which is no fault of the file.
     """
     layouts = (
         Layout("demonstration", ("prompt", "completion"), _demonstration),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,7 @@ def read_reward_info(directory: str | Path) -> dict[str, Any]:
     """reward.json of a reward directory.
 
     Raises:
-        UsageError: The directory or the file is missing, or a field is.
+        UsageError: The directory or one of its files is missing, or a field is, or is no number.
     """
     file = Path(directory) / "reward.json"
     if not file.is_file():
@@ -152,6 +153,11 @@ def read_reward_info(directory: str | Path) -> dict[str, Any]:
     for field in ("task", "gain", "bias"):
         if field not in info:
             raise UsageError(f"{file}: field {field!r} is missing")
+        if field != "task" and not (type(info[field]) in (int, float) and math.isfinite(info[field])):
+            raise UsageError(f"{file}: field {field!r}: found {info[field]!r}, expected a finite number")
+    for kind, names in (("config", "config.json"), ("weights", "*.safetensors"), ("tokenizer", "tokenizer*")):
+        if not any(file.parent.glob(names)):
+            raise UsageError(f"reward {str(directory)!r}: found no {kind} ({names}) there, expected a whole reward directory")
     return dict(info)
 
 

@@ -119,7 +119,10 @@ def find_reward(
     if not is_learned(name):
         load_callable(name)
         return
-    made_for = read_reward_info(name)["task"]
+    info = read_reward_info(name)
+    if info.get("role") == "value":
+        raise UsageError(f"{option}: found {name}, a value network, expected a reward model")
+    made_for = info["task"]
     if made_for != task and not allow_other_task:
         raise UsageError(
             f"{option}: {name} was made for task {made_for!r}, this run's task is {task!r}; "

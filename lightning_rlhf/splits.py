@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import unicodedata
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from .files import PathLike, members, write_jsonl
-from .folders import made_elsewhere, unwritable
+from .folders import made_elsewhere, never_writable
 from .records import read_comparisons
 from .runinfo import RunInfo
 from .tasks import UsageError, fields_2020
@@ -107,12 +105,7 @@ def split_records(records: Iterable[R], held_out: float | None = None, first: in
 
 def _output_problems(path: PathLike, output: Path) -> list[str]:
     """What keeps the two files from being written: records there that are the input, or of one's own; a folder that cannot be."""
-    made = [folder for folder in (output, *output.parents) if not os.path.exists(folder)]
-    problem = unwritable(output)
-    for folder in made:
-        with suppress(OSError):
-            folder.rmdir()
-    if problem:
+    if problem := never_writable(output):
         return [f"output: {problem}"]
     for part in (output / name for name in PARTS):
         if part.exists() and any(part.samefile(file) for file in members(path)):

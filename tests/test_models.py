@@ -606,10 +606,12 @@ def test_a_policy_survives_two_exports(tmp_path: Path, family: str, tied: bool) 
 
 
 def test_a_pad_token_that_is_there_stays(tmp_path: Path, stories: LM) -> None:
-    save_policy(tmp_path / "p", stories.model, stories.tokenizer)
+    tokenizer = load_lm("stories260k").tokenizer
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(5)  # no text's, nor another special one
+    save_policy(tmp_path / "p", stories.model, tokenizer)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "p")
     assert model.config.vocab_size == 512
-    assert model.config.pad_token_id == 0
+    assert model.config.pad_token_id == 5
     assert not (tmp_path / "p" / "value_head.safetensors").exists()
     for name, tensor in stories.model.state_dict().items():
         assert torch.equal(model.state_dict()[name], tensor)

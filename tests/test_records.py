@@ -380,7 +380,7 @@ BAD_RECORDS = [
     (BEST, BEST | {"best": -1}, [":2: field 'best': found -1, expected an integer from 0 to 3"]),
     (BEST, BEST | {"best": True}, [":2: field 'best': found true, expected an integer from 0 to 3"]),
     (BEST, BEST | {"best": "2"}, [":2: field 'best': found \"2\", expected an integer"]),
-    (BEST, BEST | {"best": 2.5}, [":2: field 'best': found 2.5, expected an integer"]),
+    (BEST, BEST | {"best": 2.0}, [":2: field 'best': found 2.0, expected an integer"]),
     (BEST, BEST | {"best": None}, [":2: field 'best': found null, expected a value"]),
     (BEST, BEST | {"responses": []}, [":2: field 'responses': found 0 responses, expected at least 2"]),
     (BEST, BEST | {"responses": ["a"]}, [":2: field 'responses': found 1 responses, expected at least 2"]),

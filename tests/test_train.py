@@ -382,6 +382,8 @@ def test_a_learned_reward_needs_comparisons(tmp_path: Path) -> None:
     (tmp_path / "reward").mkdir()
     record = {"task": "toy", "gain": 1.0, "bias": 0.0}
     (tmp_path / "reward/reward.json").write_text(json.dumps(record))
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        (tmp_path / "reward" / name).touch()
     module, data = module_of(tmp_path, reward=str(tmp_path / "reward"))
     (problem,) = module.check(data, trainer_of(), False)
     assert problem.startswith("model.guard_comparisons: not given; a learned reward needs held-out comparisons")

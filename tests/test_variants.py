@@ -650,7 +650,7 @@ def test_over_optimisation_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ({"mode": "eos", "task": FIXED}, "task.truncate_text: found ' a' with model.mode = eos"),
         ({"stop_token": "<s>"}, "model.stop_token: found '<s>', expected null without model.mode = eos"),
         ({"missing_eos_penalty": -2.0}, "model.missing_eos_penalty: found -2.0, expected null without model.mode = eos"),
-        ({"value_init": "stories260k"}, "model.value_init: found 'stories260k', expected null without model.value = separate"),
+        ({"value_init": "stories260k"}, "model.value_init: found 'stories260k' for a shared value function"),
         ({"value": "separate", "value_init": "./none"}, "model './none': no such directory or file"),
         ({"held_out_reward": "known:sentiment"}, "model.held_out_reward: given without data.val"),
         ({"held_out_reward": "known:taste", "val": 2}, "no such known reward"),

@@ -98,7 +98,7 @@ def steps_of(
     """The quickest that the model allows.
 
     Args:
-        model: A causal LM that has read the prompts.
+        model: A causal LM that has read the prompts, or none of them (`unread`).
         cache: What it returned, (rows, heads, P, d) a layer; taken over.
         mask: (rows, P) bool, True at real tokens.
         following: (rows, 1) long: the position of the first token after the prompt.

@@ -190,8 +190,8 @@ _CSV_JSON |= {"coherence", "consistency", "fluency", "relevance"}  # SummEval's 
 _WHOLE = {"best", "ranks", "choice", "votes", "index", "seed"}  # integers, which a table holds as floats where some are null
 _CSV_OBJECTS = {"info", "summaries", "summary", "systems", "meta"}  # these may: an object, or a list of them
 _PRINTED_IDS = re.compile(r"\[\s*\d+(\s+\d+)*\s*\]")
-_CUT_IDS = re.compile(r"\[[\d\s]+\.\.\.[\d\s]+\]")  # as NumPy prints more than a thousand
-_MESSAGES = re.compile(r"""\[\s*\{\s*(['"])(role|content)\1:""")
+_CUT_IDS = re.compile(r"\[(\s*\d+){3}\s+\.\.\.(\s+\d+){3}\s*\]")  # as NumPy prints more than a thousand
+_MESSAGES = re.compile(r"""\[\s*\{\s*(['"])(role\1:.*\1content|content\1:.*\1role)\1:""", re.DOTALL)
 _BETWEEN = re.compile(r"""(?<=\})\s+(?=\{(['"])(role|content)\1:)""")  # two messages as NumPy prints them
 _CSV_TEXTS = re.compile("messages|prompt|query|sample[0-9]*|chosen|rejected|response|completion")  # these may be ids or messages
 
@@ -238,7 +238,7 @@ def _ids_or_messages(text: str, at: str, name: str) -> Any:
         return [int(number) for number in text[1:-1].split()]
     check(not _CUT_IDS.fullmatch(text), text, at, name, "all of its numbers, not '...'")
     in_messages = _MESSAGES.match(text)
-    for value in _parsed(_BETWEEN.sub(", ", text) if in_messages else text):
+    for value in chain(_parsed(text), _parsed(_BETWEEN.sub(", ", text)) if in_messages else ()):
         with suppress(TypeError):
             messages = all(isinstance(x, dict) and {"role", "content"} <= set(x) for x in value)
             if value and (messages or all(type(x) is int for x in value)):
@@ -379,8 +379,10 @@ def _plain(row: Any, at: str) -> dict:
     meta = getattr(row, "meta", {})
     own = {name: getattr(row, name) for name in names if getattr(row, name) is not None}
     clash = {name: value for name, value in meta.items() if name in names}
-    rest = {name: _finite(value) for name, value in meta.items() if name not in names}
-    return {**own, **rest, **({"meta": _finite(clash)} if clash else {})}
+    rest = {name: value for name, value in meta.items() if name not in names}
+    if clash:
+        rest["meta"] = {**clash, **({"meta": rest["meta"]} if "meta" in rest else {})}
+    return {**own, **_finite(rest)}
 
 
 def _finite(value: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from contextlib import nullcontext
 from importlib import import_module
@@ -19,7 +20,7 @@ from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from .estimate import ALLOW, estimate, memory_problem
 from .files import DataError
-from .folders import alone, never_writable, unwritable
+from .folders import alone, leaving_none, unwritable
 from .parsing import OneMessage, explained, nulls, overruled
 from .reward import RewardModule
 from .scoring import guard_problems
@@ -177,12 +178,20 @@ class RLHFCLI(LightningCLI):
 
 
 def folder_problems(trainer: Any) -> list[str]:
-    """Folders that loggers and callbacks will write into, and cannot; in words."""
+    """Folders that loggers and callbacks will write into, and cannot; in words. Every rank asks, so that nothing is made."""
     named = [(f"{type(logger).__name__}.save_dir", logger.save_dir) for logger in trainer.loggers]
     named += [(f"{type(c).__name__}.dirpath", getattr(c, "dirpath", None)) for c in trainer.callbacks]
-    named += [("default_root_dir", trainer.default_root_dir)]
-    told = [(option, never_writable(Path(folder))) for option, folder in named if folder and "://" not in str(folder)]
-    return [f"trainer: {option}: {problem}" for option, problem in told if problem]
+    if trainer.default_root_dir != os.getcwd():  # given
+        named += [("default_root_dir", trainer.default_root_dir)]
+    problems = []
+    for option, folder in named:
+        if folder and "://" not in str(folder):
+            path = Path(folder).absolute()
+            there = next(parent for parent in (path, *path.parents) if parent.exists())
+            if not (there.is_dir() and os.access(there, os.W_OK)):
+                expected = "expected a folder that can be written to"
+                problems.append(f"trainer: {option}: {folder}: cannot be made in {there}, {expected}")
+    return problems
 
 
 class EstimateCLI(RLHFCLI):
@@ -195,7 +204,8 @@ class EstimateCLI(RLHFCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Print it, and what `fit` would refuse: files may be missing, and options are there to be tried."""
-        problems = self._problems()
+        with leaving_none(Path(self.model.output).parent):
+            problems = self.datamodule.option_problems() + self.model.check(self.datamodule, self.trainer, True)
         try:
             found = estimate(self.model, self.datamodule, self.trainer)
         except (ArithmeticError, IndexError, RuntimeError, TypeError, ValueError) as error:

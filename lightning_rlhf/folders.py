@@ -64,14 +64,22 @@ def unwritable(folder: Path) -> str | None:
     return None if os.access(folder, os.W_OK) else f"{folder}: cannot be written to, expected a folder that can"
 
 
-def never_writable(folder: Path) -> str | None:
-    """`unwritable`, without leaving a folder that was not there."""
+@contextmanager
+def leaving_none(folder: Path) -> Iterator[None]:
+    """A folder, and those it is in, that were not there and are empty afterwards are removed again."""
     made = [parent for parent in (folder, *folder.parents) if not os.path.exists(parent)]
-    problem = unwritable(folder)
-    for parent in made:
-        with suppress(OSError):
-            parent.rmdir()
-    return problem
+    try:
+        yield
+    finally:
+        for parent in made:
+            with suppress(OSError):
+                parent.rmdir()
+
+
+def never_writable(folder: Path) -> str | None:
+    """`unwritable`, without leaving a folder that was not there; for one process alone."""
+    with leaving_none(folder):
+        return unwritable(folder)
 
 
 def made_elsewhere(folder: PathLike, names: Iterable[str]) -> str | None:

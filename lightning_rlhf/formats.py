@@ -181,10 +181,13 @@ def _pair_implicit(record: dict, at: str) -> Comparison:
     )
 
 
-def _pair_of_texts(record: dict, at: str) -> Comparison:
-    """Texts without a prompt: the prompt is what the two share from the start, whole words only."""
+def pair_of_texts(record: dict, at: str, asked_for: bool = False) -> Comparison:
+    """Texts without a prompt: the prompt is what the two share from the start, whole words only, up to an answer's label.
+
+    Where the format was not asked for, a dialogue of HH is none of them.
+    """
     chosen, rejected = (a_string(record[name], at, name) for name in ("chosen", "rejected"))
-    if HH_MARKER in chosen:
+    if not asked_for and all(side.startswith(HH_ASKED) and HH_MARKER in side for side in (chosen, rejected)):
         expected = "one format a file, as the first record's: pair_implicit, plain texts"
         raise bad(at, "chosen", "a dialogue of the format hh", expected)
     same = len(_shared(chosen, rejected))
@@ -199,14 +202,15 @@ def _pair_of_texts(record: dict, at: str) -> Comparison:
 
 
 def _shared(a: str, b: str) -> str:
-    """The longest text that both start with and after which, in both, a space or the end comes; up to an answer's label in it.
+    """The longest text that both start with and after which, in both, a space or the end comes; where its last line begins with
+    an answer's label, up to that.
 
     Without the label, one question would be as many queries as its answers share words.
     """
     for end in range(len(os.path.commonprefix((a, b))), 0, -1):  # noqa: RUF071
         if all(end == len(text) or text[end].isspace() for text in (a, b)):
-            labels = list(ANSWERS.finditer(a[:end]))
-            return a[: labels[-1].end()] if labels else a[:end]
+            labels = [label.end() for label in ANSWERS.finditer(a[:end]) if "\n" not in a[label.end() : end]]
+            return a[: labels[-1]] if labels else a[:end]
     return ""
 
 
@@ -389,14 +393,15 @@ def _is_repeated_hh(record: dict) -> bool:
 def _in_texts(record: dict) -> bool:
     """Plain texts that begin alike; whatever else is called chosen and rejected is no format of ours."""
     sides = record["chosen"], record["rejected"]
-    if any(record.get(name) for name in PROMPTS_ELSEWHERE):
-        return False
-    return all(isinstance(side, str) for side in sides) and bool(_shared(*sides))
+    shared = _shared(*sides) if all(isinstance(side, str) for side in sides) else ""
+    return bool(shared) and all(str(record[name]).strip() in shared for name in PROMPTS_ELSEWHERE if record.get(name))
 
 
 def _no_sides(record: dict) -> bool:
-    """Not {chosen, rejected}, which say what the labels are, whatever stands beside them."""
-    return any(record.get(side) is None for side in ("chosen", "rejected"))
+    """Not {chosen, rejected} of the same responses, which say what the label is."""
+    sides = [record.get(side) for side in ("chosen", "rejected")]
+    responses = record.get("responses") or [record.get("response")]
+    return None in sides or not all(response in sides for response in responses)
 
 
 FORMATS: dict[str, str] = {
@@ -411,8 +416,8 @@ FORMATS: dict[str, str] = {
     "summeval": "{article, systems: {name: {summary, ratings}}} or {text, machine_summaries, coherence, consistency, ...} "
     "or a line a summary, {id, model_id, decoded, text, expert_annotations}",
     "pair_implicit": "{chosen, rejected, margin?}, whole dialogues in lists of {role, content}, or texts that begin alike",
-    "pair": "{prompt, chosen, rejected, margin?}",
-    "hh": "{chosen, rejected, margin?}, dialogues in strings with '\\n\\nHuman:' and '\\n\\nAssistant:'",
+    "pair": "{prompt, chosen, rejected, margin?}, sides that may repeat a prompt of 20 characters or more",
+    "hh": "{prompt?, chosen, rejected, margin?}, dialogues in strings with '\\n\\nHuman:' and '\\n\\nAssistant:'",
 }
 COMPARISONS = (  # tried in this order: ours first, whose meta may hold another format's fields
     Layout("best_of_n", ("prompt", "responses", "best"), _responses),
@@ -430,7 +435,7 @@ COMPARISONS = (  # tried in this order: ours first, whose meta may hold another 
     Layout("hh", ("prompt", "chosen", "rejected"), _hh, _is_repeated_hh),
     Layout("pair", ("prompt", "chosen", "rejected"), _pair, _has_sides),
     Layout("hh", ("chosen", "rejected"), _hh, _in_hh),
-    Layout("pair_implicit", ("chosen", "rejected"), _pair_of_texts, _in_texts),
+    Layout("pair_implicit", ("chosen", "rejected"), pair_of_texts, _in_texts),
     Layout("summeval", ("article", "systems"), _summeval),
     Layout("summeval", ("text", "machine_summaries", *SUMMEVAL_AXES), _summeval),
     Layout("summeval", ("decoded", "expert_annotations"), _summeval, gather=_by_article),

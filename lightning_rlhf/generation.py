@@ -117,7 +117,7 @@ def sample(
         length: Tokens to sample, R.
         temperature: Above 0.
         seed: Of the generator; the same seed and shapes give the same tokens.
-        num_samples: Responses a prompt, n; the prompt is read once.
+        num_samples: Responses a prompt, n; the prompt is read once, but for one of a single token.
 
     Returns:
         (B * n, R) long; rows of one prompt are adjacent.

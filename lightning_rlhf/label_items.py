@@ -14,7 +14,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from .fields import a_text, kind
+from .fields import Unusable, a_text, kind
 from .files import append_jsonl, bad, check, read_jsonl, read_rows, whole_lines, write_jsonl
 from .records import Sample, read_samples
 from .tasks import UsageError
@@ -48,10 +48,13 @@ def items_of_responses(path: str) -> list[Item]:
     items: dict[str, Item] = {}
     for number, (at, _, row) in enumerate(read_rows(path)):
         check("prompt" in row and "responses" in row, ", ".join(row), at, None, "the fields prompt and responses")
-        prompt, responses = a_text(row["prompt"], at, "prompt"), row["responses"]
+        prompt, responses = row["prompt"], row["responses"]
         check(isinstance(responses, list) and len(responses) > 1, responses, at, "responses", "a list of two or more")
-        for text in responses:
-            a_text(text, at, "responses")
+        try:
+            for name, text in [("prompt", prompt), *(("responses", text) for text in responses)]:
+                a_text(text, at, name)
+        except Unusable as error:
+            raise bad(at, name, str(error), "texts, or messages of text") from None
         for name, text in [("prompt", prompt), *(("responses", text) for text in responses)]:
             check(kind(text) != "ids", text, at, name, READABLE)
         id_ = str(number if row.get("id") is None else row["id"])

@@ -421,7 +421,7 @@ def settle_generation(model: Any, pad_id: int) -> None:
 def save_policy(
     directory: str | Path, model: Any, tokenizer: Any, extra: dict[str, Tensor] | None = None, base: str = ""
 ) -> None:
-    """Write a causal LM as a Hugging Face directory, whole or not at all, with a pad token distinct from EOS.
+    """Write a causal LM as a Hugging Face directory, whole or not at all, with a pad token that no text has.
 
     Adapters are merged into the weights, and stand in `adapter/` besides.
 

@@ -452,7 +452,7 @@ class PPOModule(PPONetworks):
         if self.held_out is not None:
             scores, held_out = [a.score for a in answers], [float(a.held_out or 0.0) for a in answers]
             self._tell(self.alarms.judge_validation(self.updates, scores, held_out))
-        if self.trainer.is_global_zero:
+        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             table = Path(f"{self.output}.samples") / f"{self.updates:06d}.jsonl"
             write_table(table, answers, task=self.task.name, policy="ppo", iteration=self.updates)
 

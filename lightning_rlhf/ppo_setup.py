@@ -309,9 +309,9 @@ class PPOSetup(StageModule):
         """Whether the value function may start from there, in words."""
         if self.value == "separate":
             return told(read_reward_info if is_reward(name) else find_policy, name)
-        if (Path(name) / VALUE_HEAD).is_file():
+        if (Path(name) / VALUE_HEAD).is_file() and not (Path(name) / "value").exists():  # which a separate one's head belongs on
             return []
-        expected = f"a directory of an earlier PPO ({VALUE_HEAD}), or model.value = separate"
+        expected = f"a directory of an earlier PPO with a shared one ({VALUE_HEAD}), or model.value = separate"
         return [f"model.value_init: found {name!r} for a shared value function, expected {expected}"]
 
     @property
@@ -350,8 +350,9 @@ def trainer_problems(trainer: Any) -> list[str]:
     problems = []
     for option, expected, why in never:
         found = getattr(trainer, option, expected)
-        if found != expected:
+        if found != expected and not (option == "gradient_clip_val" and found == 0):
             problems.append(f"trainer.{option}: found {found}, expected {'null' if expected is None else expected}: {why}")
-    if getattr(trainer, "limit_train_batches", 1.0) != 1.0:
+    limit = getattr(trainer, "limit_train_batches", 1.0)
+    if limit != 1.0 or type(limit) is int:
         rank_zero_warn("trainer.limit_train_batches: the run ends before data.total_episodes, at a learning rate above 0")
     return problems

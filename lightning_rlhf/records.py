@@ -15,6 +15,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import fields
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Generic, TypeVar, cast
@@ -43,7 +44,7 @@ from .fields import (
     the_texts,
 )
 from .files import DataError, PathLike, Row, bad, check, read_rows
-from .formats import COMPARISONS, FORMATS, PROMPTS_ELSEWHERE, Layout, rating
+from .formats import COMPARISONS, FORMATS, PROMPTS_ELSEWHERE, Layout, pair_of_texts, rating
 
 __all__ = [
     "FORMATS", "Comparison", "ComparisonReader", "DataError", "Demonstration", "Prompt", "Rating", "RecordReader", "Sample",
@@ -81,7 +82,7 @@ def _nearest_layout(layouts: tuple[Layout, ...], row: Row) -> Layout:
     found = f"the fields {', '.join(record) or '(none)'}"
     elsewhere = next((name for name in PROMPTS_ELSEWHERE if record.get(name)), None)
     if not lacks and elsewhere and "prompt" not in record:
-        found += f" (is '{elsewhere}' meant to be 'prompt'?)"
+        found += f" (is '{elsewhere}' meant to be 'prompt'? if the sides repeat it, say that the format is pair_implicit)"
     elif len(lacks) == 1 and lacks[0] in record:
         found += f" (nearest to {nearest.format}, whose '{lacks[0]}' is null)"
     elif len(lacks) == 1:
@@ -197,6 +198,9 @@ def read_comparisons(
     if not wanted <= set(FORMATS):
         raise bad(os.fspath(path), "format", f"'{format}'", f"one of {', '.join(FORMATS)}")
     layouts = tuple(layout for layout in COMPARISONS if layout.format in wanted)
+    if format == "pair_implicit":
+        asked_for = partial(pair_of_texts, asked_for=True)
+        layouts = tuple(one._replace(parse=asked_for) if one.parse is pair_of_texts else one for one in layouts)
     return ComparisonReader(path, layouts, strict, max_skipped)
 
 

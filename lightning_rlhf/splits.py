@@ -30,11 +30,12 @@ _APOSTROPHE = re.compile("[‘’ʼʻ′´`]")
 _INSIDE = re.compile(r"(?<=\w)'(?=\w)|(?<=\d),(?=\d)|(?<=\b\w)\.(?=\w\b)")  # don't, 1,000, U.S
 _MARKS = "".join(c for c in map(chr, range(0x300, 0x10000)) if unicodedata.category(c)[0] == "M")  # vowel signs
 _WORD = re.compile(rf"[\w{_MARKS}]+")
-_SIGN = re.compile(r"(?<=\w)\s*(\++|#+(?!\w))")  # c++ is not c, and 2 + 2 is 2+2
+_SIGN = re.compile(r"(?<=[^\W_])(\++|#+)(?![\w+#])|(?<=\d)[ \t]*(\+)[ \t]*(?=\d)")  # c++ is not c, and 2 + 2 is 2+2
 
 
 def normalised(query: Any) -> str:
-    """What is equal for near-duplicates: the words of a text (or of messages, with roles), case folded; token ids as they are.
+    """What is equal for near-duplicates: the words of a text (or of messages, with roles), case folded, with the signs of `c++`,
+    `c#` and `2+2`; token ids as they are.
 
     Of a query in the form of 2020 its title and post, so that a post that stands in two subreddits is one.
     """
@@ -43,7 +44,7 @@ def normalised(query: Any) -> str:
             query = f"{fields['title']} {fields['post']}"
         seen = unicodedata.normalize("NFKC", _APOSTROPHE.sub("'", query)).casefold()
         seen = _UNSEEN.sub("", unicodedata.normalize("NFKC", seen))  # folding takes some letters apart again
-        seen = _SIGN.sub(lambda sign: " " + sign[1].replace("+", "plus").replace("#", "sharp") + " ", seen)
+        seen = _SIGN.sub(lambda sign: f" {sign[1] or sign[2]} ".replace("+", "plus").replace("#", "sharp"), seen)
         return " ".join(_WORD.findall(_INSIDE.sub("", seen).replace("_", " "))) or query.strip()
     if query and isinstance(query[0], dict):
         return "\n".join(f"{message['role']} {normalised(message['content'])}" for message in query)

@@ -61,6 +61,7 @@ class StageModule(L.LightningModule):
         self.options.update({f"task.{k}": v for k, v in task_dict(task).items()}, seed_everything=seed)
         self.allowed_changes: frozenset[str] = frozenset()  # beside those, by the command line
         self.strict_loading = False
+        self.exported = False  # what a second fit of the same module replaces is its own
         self.run_config: Any = None  # the whole parsed config, set by the command line
         self.run_files: list[str] = []
 
@@ -68,7 +69,7 @@ class StageModule(L.LightningModule):
 
     def check(self, data: Any, trainer: L.Trainer, resuming: bool) -> list[str]:
         """Every problem that the options alone show, in words; nothing is loaded."""
-        problems = self.output_problems(resuming)
+        problems = [] if getattr(trainer, "fast_dev_run", False) else self.output_problems(resuming)
         if 0 < data.batch_size < trainer.world_size:
             problems.append(f"data.batch_size: found {data.batch_size}, expected at least one a device: {trainer.world_size}")
         for option in ("max_epochs", "max_steps", "limit_train_batches"):
@@ -229,12 +230,13 @@ class StageModule(L.LightningModule):
     # ------------------------------------------------------------------------------------------------------- export
 
     def on_fit_start(self) -> None:
-        """The clock of run.json starts. Raises UsageError where the export would replace what it may not; the command line has
-        asked that long before."""
-        if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            problems = self.output_problems(bool(self.trainer.ckpt_path))
-            if problems:
-                raise UsageError("\n".join(problems))
+        """The clock of run.json starts. Without the command line, which has asked that long before: raises UsageError where the
+        export would replace what it may not."""
+        late = self.trainer.strategy.restore_checkpoint_after_setup  # then Lightning does not tell yet that it is a resume
+        mine = self.run_config is None and not self.exported and not late
+        mine = mine and not self.trainer.fast_dev_run  # type: ignore[attr-defined]
+        if mine and (problems := self.output_problems(bool(self.trainer.ckpt_path))):
+            raise UsageError("\n".join(problems))
         self.run_info = RunInfo(self.stage, self.seed, self.run_config, list(self.run_files))
 
     def export(self) -> dict[str, Any]:
@@ -252,6 +254,7 @@ class StageModule(L.LightningModule):
         with whole_networks(self):
             if self.trainer.is_global_zero:
                 figures = self.export()
+                self.exported = True
                 self.run_info.write(self.output, figures=figures)
                 told = [f"{name} {value:.3g}" for name, value in figures.items() if isinstance(value, float)]
                 print(f"{self.output}: {', '.join(told[:6]) or 'written'}", flush=True)

@@ -39,11 +39,14 @@ class StageData(L.LightningDataModule):
     items: dict[str, Any]  # `train` and `val`, once `setup` has run
     even_val = False  # whether validation is as many batches on each rank, where all must make as many forward passes
 
+    def option_problems(self) -> list[str]:
+        """Those of the options alone."""
+        few = [f"data.batch_size: found {self.batch_size}, expected at least 1"] if self.batch_size < 1 else []
+        return self.task.problems() + few
+
     def check(self) -> list[str]:
         """Every problem that can be told from the options and files alone, in words."""
-        problems = self.task.problems()
-        if self.batch_size < 1:
-            problems.append(f"data.batch_size: found {self.batch_size}, expected at least 1")
+        problems = self.option_problems()
         for option, path in self.files.items():
             if path is not None and not is_there(path) and not glob.has_magic(path):  # an empty glob says so when read
                 problems.append(f"data.{option}: {path}: no such file")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .tasks import UsageError
 
-PAD = "<|pad|>"  # added to a tokenizer that has no pad token of its own, or EOS for it
+PAD = "<|pad|>"  # added to a tokenizer that has no pad token of its own, or another special one for it
 
 
 def encode(tokenizer: Any, text: str | Sequence[int]) -> list[int]:

@@ -29,7 +29,7 @@ labels() { lightning-rlhf labels -c "configs/$TASK/labels.yaml" $(over labels) -
 [ "$MODEL" = 2020 ] || labels
 for STAGE in sft start reward ppo; do
   if [ "$STAGE" = start ]; then # where PPO starts from what the labels like best
-    [ -f "configs/$TASK/$MODEL/start.yaml" ] || continue
+    grep -qs 'policy: ${run_dir}/start' "configs/$TASK/$MODEL/ppo.yaml" || continue
     python runs/best_of_labels.py "$RUN/labels/train.jsonl" "$RUN/labels/best.jsonl"
     STARTED=$RUN/start
   fi

@@ -14,7 +14,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from test_models import saved
 from test_variants import made, run
-from tiny import STORIES
+from tiny import STORIES, trainer_of
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from lightning_rlhf.cli import main
@@ -172,16 +172,23 @@ def test_a_shared_value_head_goes_on_from_an_earlier_ppo(tmp_path: Path) -> None
     torch.testing.assert_close(module.value_head.weight, first.value_head.weight)
     assert torch.equal(module.value_head.weight, load_file(f"{out}/value_head.safetensors")["weight"])
     assert float(module.value_head.weight.abs().sum()) > 0
+    run(tmp_path / "apart", iterations=1, value="separate")  # whose head belongs on the trunk of its own
+    module, data = made(tmp_path / "third", value_init=str(tmp_path / "apart/policy"))
+    (problem,) = module.check(data, trainer_of(), False)
+    assert "for a shared value function, expected a directory of an earlier PPO with a shared one" in problem
 
 
 def test_an_estimate_tells_what_fit_would_refuse(
-    tiny_run: Path, command: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+    tiny_run: Path, tmp_path: Path, command: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["estimate", *command("ppo", tiny_run)[1:]]
     main([*words, "--model.micro_batch_size", "3"])
     printed = capsys.readouterr()
     assert "fit would refuse this: model.micro_batch_size: minibatches of 8 cannot be split" in printed.err
     assert "MB" in printed.out
+    main([*words, "--run_dir", str(tmp_path / "deep/er"), "--model.reward", str(tiny_run / "reward")])
+    assert not list(tmp_path.iterdir())
+    capsys.readouterr()
     for option in ("task.response_length", "model.num_mini_batches"):
         with pytest.raises(SystemExit):
             main([*words, f"--{option}", "0"])

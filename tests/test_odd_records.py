@@ -101,6 +101,48 @@ def test_a_prompt_that_is_derived_ends_with_its_last_label(tmp_path: Path) -> No
     assert not {row.prompt for row in parts.train} & {row.prompt for row in parts.held_out}
 
 
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "Which barks?\nA: cats\nB: dogs\nC: fish\n", "Review: X\nSummary: a good film\nSentiment:",
+        "Output: chien\nInput: cat\nFrench:", "Product: phone\nModel: X200\nWrite an ad.\n\n",
+    ],
+)  # fmt: skip
+def test_labels_inside_a_prompt_do_not_end_it(tmp_path: Path, prompt: str) -> None:
+    (found,) = read_comparisons(lines(tmp_path / "a.jsonl", {"chosen": f"{prompt} It is so.", "rejected": f"{prompt} Not so."}))
+    assert found.prompt == prompt
+
+
+def test_a_prompt_of_another_name_that_both_sides_repeat(tmp_path: Path) -> None:
+    asked = "Question: What is it?\nAnswer:"
+    row = {"question": "What is it?", "chosen": f"{asked} a cat", "rejected": f"{asked} a dog"}
+    (found,) = read_comparisons(lines(tmp_path / "a.jsonl", row))
+    assert (found.prompt, found.responses) == (asked, [" a cat", " a dog"])
+    row = {"question": "q?", "chosen": "Sure, yes", "rejected": "Sure, no"}
+    (found,) = read_comparisons(lines(tmp_path / "b.jsonl", row), format="pair_implicit")  # as it was asked to
+    assert found.prompt == "Sure,"
+
+
+def test_texts_that_only_look_like_messages_or_ids(tmp_path: Path) -> None:
+    tricky = json.dumps([USER, {"role": "assistant", "content": "[{'role': 1} {'role': 2}]"}])
+    file = cells(tmp_path / "a.csv", {"chosen": json.dumps([USER, YES]), "rejected": tricky})
+    (found,) = read_comparisons(file)
+    assert found.responses[1][0]["content"] == "[{'role': 1} {'role': 2}]"
+    texts = {"prompt": "p", "chosen": "[1 ... 10]", "rejected": "[{'role': 'user'}] what does this mean?"}
+    (found,) = read_comparisons(cells(tmp_path / "b.csv", texts))
+    assert found.responses == ["[1 ... 10]", "[{'role': 'user'}] what does this mean?"]
+
+
+def test_a_dialogue_quoted_in_a_plain_text(tmp_path: Path) -> None:
+    quoted = "User: what? Bot: a log:\n\nAssistant: hm"
+    row = {"chosen": quoted, "rejected": "User: what? Bot: no"}
+    (found,) = read_comparisons(lines(tmp_path / "a.jsonl", row), "pair_implicit")
+    assert found.prompt == "User: what? Bot:"
+    sides = {"chosen": f"{HH} I do", "rejected": f"{HH} I don't"}
+    (found,) = read_comparisons(lines(tmp_path / "b.jsonl", sides), format="pair_implicit")  # as it was asked to
+    assert found.responses == [" I do", " I don't"]
+
+
 def test_an_explicit_pair_is_not_overruled_by_other_columns(tmp_path: Path) -> None:
     pair = {"prompt": "p", "chosen": "good", "rejected": "bad"}
     for more in ({"responses": ["good", "bad"], "margin": 1.0}, {"response": "good", "rating": 9}):
@@ -171,6 +213,15 @@ def test_a_pipe_is_not_read_in_half(tmp_path: Path) -> None:
         read_comparisons(pipe)
 
 
+def test_a_label_with_sides_of_its_own_beside_it_comes_back(tmp_path: Path) -> None:
+    meta = {"chosen": "zz", "rejected": "yy", "meta": {"k": 1}, "best": 3}
+    write_jsonl(tmp_path / "a.jsonl", [Comparison("the prompt", ["a b", "c d"], margin=0.5, meta=meta)])
+    written = json.loads((tmp_path / "a.jsonl").read_text())
+    assert written["meta"] == {"best": 3, "meta": {"k": 1}}
+    (again,) = read_comparisons(tmp_path / "a.jsonl")
+    assert (again.responses, again.margin, again.best) == (["a b", "c d"], 0.5, None)
+
+
 def test_what_is_beside_a_record_is_written(tmp_path: Path) -> None:
     meta = {"ratings": [1], "decimal": Decimal("1.5"), "took": timedelta(seconds=3)}
     meta |= {"score": float("nan"), "kept": {"x": [1e400]}}
@@ -207,5 +258,7 @@ def test_near_duplicates(a: str, b: str) -> None:
 
 
 def test_c_plus_plus_is_not_c() -> None:
+    assert normalised("Foo\n\n## Context\nbar") == normalised("Foo\n\nContext\nbar")
+    assert normalised("one\n+ two, item # 5, see ##tag") == normalised("one\n- two, item 5, see #tag")
     assert len({normalised(text) for text in ("Write C", "Write C++", "Write C#")}) == 3
     assert normalised("C++, not C") == normalised("c++ not c") != normalised("C not C")

@@ -56,6 +56,9 @@ def test_a_folder_that_is_no_export_survives_a_module_of_ones_own(tmp_path: Path
     assert (precious / "config.json").is_file()
     with pytest.raises(UsageError, match="exists; give another"):
         fit()
+    module = SFTModule(STORIES, str(tmp_path / "twice"), TASK)
+    for _ in range(2):  # what it replaces is its own
+        trainer_of().fit(module, SFTData(data, STORIES, TASK, batch_size=4))
 
 
 def test_no_precision_is_that_of_lightning_and_a_dry_run_writes_nothing(
@@ -82,10 +85,10 @@ def test_folders_and_lengths_that_cannot_be_are_told_before_anything_is_loaded(
     (tmp_path / "file").write_text("")
     below, output = str(tmp_path / "file/below"), ("--model.output", str(tmp_path / "new"))
     words = command("sft", tiny_run, *output)
-    assert f"default_root_dir: {below}: cannot be made" in refuses(*words, "--trainer.default_root_dir", below)
+    assert f"default_root_dir: {below}: cannot be made in {tmp_path}/file" in refuses(*words, "--trainer.default_root_dir", below)
     callback = ["--trainer.callbacks+", "ModelCheckpoint", "--trainer.callbacks.dirpath", below]
     enabled = ("--trainer.enable_checkpointing", "true")
-    assert f"ModelCheckpoint.dirpath: {below}: cannot be made" in refuses(*words, *enabled, *callback)
+    assert f"ModelCheckpoint.dirpath: {below}: cannot be made in" in refuses(*words, *enabled, *callback)
     assert "trainer.max_steps: found 0, which is no training" in refuses(*words, "--trainer.max_steps", "0")
     assert "trainer.limit_train_batches: found 0, which is no" in refuses(*words, "--trainer.limit_train_batches", "0")
     absent = refuses(*words, "--trainer.logger", "WandbLogger")  # its package is no part of the project

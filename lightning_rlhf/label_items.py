@@ -50,13 +50,11 @@ def items_of_responses(path: str) -> list[Item]:
         check("prompt" in row and "responses" in row, ", ".join(row), at, None, "the fields prompt and responses")
         prompt, responses = row["prompt"], row["responses"]
         check(isinstance(responses, list) and len(responses) > 1, responses, at, "responses", "a list of two or more")
-        try:
-            for name, text in [("prompt", prompt), *(("responses", text) for text in responses)]:
-                a_text(text, at, name)
-        except Unusable as error:
-            raise bad(at, name, str(error), "texts, or messages of text") from None
         for name, text in [("prompt", prompt), *(("responses", text) for text in responses)]:
-            check(kind(text) != "ids", text, at, name, READABLE)
+            try:
+                check(kind(a_text(text, at, name)) != "ids", text, at, name, READABLE)
+            except Unusable as error:
+                raise bad(at, name, str(error), "texts, or messages of text") from None
         id_ = str(number if row.get("id") is None else row["id"])
         if id_ in items:
             raise bad(at, "id", f"{id_!r} a second time", "each id once")

@@ -220,11 +220,16 @@ def call_problems(name: str, prompts: Sequence[tuple[str, Prompt]]) -> list[str]
     return []
 
 
+def _place_of(reward: Any) -> str:
+    """`module:function` of a function, or of what is called like one."""
+    return f"{getattr(reward, '__module__', '')}:{getattr(reward, '__qualname__', type(reward).__qualname__)}"
+
+
 def named(reward: Any) -> str:
     """A reward's name: its own, or `module:function` of a function that can be found by it. Raises UsageError for another."""
     if isinstance(reward, str):
         return reward
-    name = f"{getattr(reward, '__module__', None)}:{getattr(reward, '__qualname__', type(reward).__qualname__)}"
+    name = _place_of(reward)
     if not callable(reward) or told(load_callable, name):
         raise UsageError(f"model.reward: found {reward!r}, expected a name, or a function at the top of a module")
     return name
@@ -234,7 +239,7 @@ def call_reward(
     reward: Callable[..., Any], prompts: list[Any], completions: list[Any], columns: dict[str, list[Any]]
 ) -> list[float]:
     """Call a reward function and check what it returns: one finite float a completion, else UsageError."""
-    name = f"reward function {getattr(reward, '__module__', '')}:{getattr(reward, '__qualname__', type(reward).__qualname__)}"
+    name = f"reward function {_place_of(reward)}"
     if reserved := sorted({"prompts", "completions"} & set(columns)):
         raise UsageError(f"{name}: the prompts have a column {reserved[0]!r}, an argument's name; expected another")
     try:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -105,19 +106,19 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     cells: dict[tuple[int, int], tuple[float, float]] = {}
+    title = f"Microseconds a sampled token: rollout and scoring + update of one epoch; {args.shape}, prompt {PROMPT}"
+    lines = [head(title, args.threads), "| batch | " + " | ".join(f"{n} tokens" for n in args.lengths) + " |"]
+    lines.append("|--:|" + "--:|" * len(args.lengths))
     with tempfile.TemporaryDirectory() as folder:
         lm = make_lm(args.shape, Path(folder) / "lm")
         reward = make_reward(lm, Path(folder) / "reward")
         for batch in args.batches:
             for length in args.lengths:
                 if batch * length <= args.most:
-                    cells[length, batch] = measure(lm, reward, length, batch, args.repeats, folder)
-    title = f"Microseconds a sampled token: rollout and scoring + update of one epoch; {args.shape}, prompt {PROMPT}"
-    lines = [head(title, args.threads), "| batch | " + " | ".join(f"{n} tokens" for n in args.lengths) + " |"]
-    lines.append("|--:|" + "--:|" * len(args.lengths))
-    for batch in args.batches:
-        row = [cells.get((length, batch)) for length in args.lengths]
-        lines.append(f"| {batch} | " + " | ".join(f"{c[0]:.0f} + {c[1]:.0f}" if c else "" for c in row) + " |")
+                    cells[length, batch] = cell = measure(lm, reward, length, batch, args.repeats, folder)
+                    print(f"{batch} rows, {length} tokens: {cell[0]:.0f} + {cell[1]:.0f}", file=sys.stderr, flush=True)
+            row = [cells.get((length, batch)) for length in args.lengths]
+            lines.append(f"| {batch} | " + " | ".join(f"{c[0]:.0f} + {c[1]:.0f}" if c else "" for c in row) + " |")
     save("\n".join(lines), args.output)
     if args.plot:
         plot(cells, list(args.batches), args.plot, title)

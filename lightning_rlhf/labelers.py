@@ -32,7 +32,7 @@ from .models import (
     precision_problems,
     run_context,
 )
-from .people import all_alike, answers_file, answers_of_people, answers_problem, request, unreadable, with_best
+from .people import all_alike, answers_file, answers_of_people, answers_problem, request, unreadable
 from .records import Prompt, read_prompts
 from .runinfo import RunInfo
 from .scoring import call_problems, call_reward, code_of, load_callable
@@ -152,8 +152,7 @@ def label(
         num_samples: Responses a comparison (4 in the paper).
         per_prompt: Comparisons of each training prompt, of responses of their own (1 in the paper): more labels where prompts are
             few. Validation prompts have one each; the demonstrations are the first comparisons' choices.
-        label_type: What the labeler says of a training prompt's responses: which is best, the rank of each, or a number for each.
-            Of the validation prompts it says which is best, so that reward models of all types compare.
+        label_type: What the labeler says of a prompt's responses: which is best, the rank of each, or a number for each.
         train: Label so many training prompts; null: all.
         val: Label so many validation prompts; null: all.
         redraws: Times that a response whose end is not there (`task.truncate_text`) is drawn anew (2019: until it is); 0: never.
@@ -225,7 +224,7 @@ def label(
                     rows = [request(split, first * each + i, p, t) for i, (p, t) in enumerate(zip(asked_of, groups, strict=True))]
                 else:
                     asked_of = [r for r in batch for _ in range(each)]
-                    rows = compare(reward, asked_of, groups, label_type if split == "train" else "best_of_n")
+                    rows = compare(reward, asked_of, groups, label_type)
                 append_jsonl(part, [{"first": first, "rows": rows}])
                 comparisons += rows
                 bar.update(len(batch))
@@ -234,7 +233,7 @@ def label(
         if people is not None:
             told = answers_of_people(Path(output) / "requests.jsonl", people, answered["train"] + answered["val"], label_type)
             count = len(answered["train"])
-            answered = {"train": told[:count], "val": [with_best(row) for row in told[count:]]}
+            answered = {"train": told[:count], "val": told[count:]}
         for split, comparisons in answered.items():
             each = per_prompt if split == "train" else 1
             counts[split] = write_labels(Path(output), split, comparisons, each, labeler)

@@ -157,7 +157,7 @@ def test_comparisons_of_equal_responses_are_left_out(
 
 
 def test_the_labeler_ranks_or_rates(tiny_run: Path, tmp_path: Path) -> None:
-    """The same responses and demonstrations, a label of another type; validation keeps the best of n."""
+    """The same responses and demonstrations, a label of another type, held-out ones too."""
     best = labelled(tiny_run, tmp_path / "best")
     ranked = labelled(tiny_run, tmp_path / "ranked", label_type="ranked")
     rated = labelled(tiny_run, tmp_path / "rated", label_type="scalar_rating")
@@ -167,10 +167,9 @@ def test_the_labeler_ranks_or_rates(tiny_run: Path, tmp_path: Path) -> None:
         assert three["ratings"] == one["labeler_scores"] and "best" not in three
         order = sorted(range(4), key=lambda i: -one["labeler_scores"][i])
         assert [two["ranks"][i] for i in order] == sorted(two["ranks"]) and two["ranks"][order[-1]] > 1
-    types = {n: {label_type(c) for c in read_comparisons(tmp_path / n / "train.jsonl")} for n in ("best", "ranked", "rated")}
-    assert types == {"best": {"best_of_n"}, "ranked": {"ranked"}, "rated": {"scalar_rating"}}
-    for split in ("demonstrations.train", "val"):
-        assert len({(tmp_path / n / f"{split}.jsonl").read_text() for n in types}) == 1
+    for name, kind in (("best", "best_of_n"), ("ranked", "ranked"), ("rated", "scalar_rating")):
+        assert {label_type(c) for s in ("train", "val") for c in read_comparisons(tmp_path / name / f"{s}.jsonl")} == {kind}
+    assert len({(tmp_path / n / "demonstrations.train.jsonl").read_text() for n in ("best", "ranked", "rated")}) == 1
 
 
 def test_a_labeler_that_never_prefers(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

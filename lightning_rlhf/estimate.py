@@ -22,7 +22,6 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -39,7 +38,7 @@ from .files import is_there
 from .generation import Drawn
 from .machine import available_memory, resident
 from .meter import Meter, storage_bytes, tensors_of
-from .models import config_of, load_lm
+from .models import config_of, is_reward, load_lm
 from .objective import penalised
 from .ppo import PPOModule
 from .records import Prompt
@@ -245,7 +244,7 @@ class StageRun:
 
     def _load_scalar(self, directory: Any) -> Any:
         """A reward directory, fake; one that is not there yet is taken to have the policy's shape."""
-        if (Path(directory) / "reward.json").is_file():
+        if is_reward(directory):
             return load_scalar(directory)
         self.notes.append(f"{directory} is not there yet: taken to have the shape of {self.module.policy_name}")  # type: ignore[attr-defined]
         lm = load_lm(self.module.policy_name)  # type: ignore[attr-defined, arg-type]

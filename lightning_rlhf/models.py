@@ -89,10 +89,15 @@ def find_lm(name: str) -> str:
     return name
 
 
+def is_reward(name: str | Path) -> bool:
+    """Whether a name is a reward directory's."""
+    return (Path(name) / "reward.json").is_file()
+
+
 def find_policy(name: str) -> str:
     """`find_lm` of what is to write text; raises UsageError for a directory of a reward model too."""
     found = find_lm(name)
-    if (Path(found) / "reward.json").is_file():
+    if is_reward(found):
         raise UsageError(f"model {name!r}: found a reward model (reward.json), expected a language model")
     return found
 

@@ -21,10 +21,10 @@ from .generation import truncate
 from .logprobs import head_logprobs, head_logprobs_and_kl
 from .lora import adapters_off, add_lora
 from .memory import SharedWeights, to_dtype
-from .models import VALUE_HEAD, load_lm, readable_weights
+from .models import VALUE_HEAD, is_reward, load_lm, readable_weights
 from .objective import AdaptiveKL, FixedKL
 from .optim import linear_anneal
-from .ppo_setup import PPOSetup, is_reward
+from .ppo_setup import PPOSetup
 from .scalar import ScalarHead, load_scalar
 from .scoring import LearnedReward, RewardFunction, call_reward, guard, load_reward, weighted_sum
 from .tasks import UsageError, stop_ids, task_tokens

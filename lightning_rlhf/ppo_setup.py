@@ -19,7 +19,7 @@ from torchmetrics import Metric
 
 from .alarms import Alarms, Thresholds
 from .lora import LoRA, lora_problems
-from .models import VALUE_HEAD, find_policy, position_problems
+from .models import VALUE_HEAD, find_policy, is_reward, position_problems
 from .objective import AdaptiveKL, FixedKL
 from .optim import AdamTF
 from .scalar import read_reward_info
@@ -331,11 +331,6 @@ class PPOSetup(StageModule):
         self.figures = dict(state.get("figures", {}))
         for counter in ("updates", "episodes", "skipped_steps", "validated", "first_scores"):
             setattr(self, counter, state[counter])
-
-
-def is_reward(name: str) -> bool:
-    """Whether a name is a reward directory's."""
-    return (Path(name) / "reward.json").is_file()
 
 
 def trainer_problems(trainer: Any) -> list[str]:

@@ -110,7 +110,10 @@ def list_files(path: PathLike, kinds: tuple[str, ...] = (".jsonl", ".json", ".cs
     if twice := sorted(file for file in found if file in zipped):
         raise bad(name, None, f"{twice[0]} and {zipped[twice[0]]}", "one of the two")
     if not found:
-        raise bad(name, None, "no file", f"a directory with *{', *'.join(kinds)} files, or a glob that matches")
+        below = sorted(Path(name).rglob("*")) if os.path.isdir(name) else []
+        deeper = next((f for f in below if kind_of(f.name) in kinds), None)
+        where = f" ({deeper} stands deeper: {name}/**/*{kind_of(deeper.name)} reads subfolders)" if deeper else ""
+        raise bad(name, None, "no file", f"a directory with *{', *'.join(kinds)} files, or a glob that matches{where}")
     return found
 
 

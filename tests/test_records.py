@@ -619,6 +619,12 @@ def test_lines_of_directories_globs_gzip_and_a_byte_order_mark(tmp_path):
     assert list(read_jsonl(tmp_path)) == [*both, (odd, 1, {"n": 9})]
     assert list(read_jsonl(str(tmp_path / "[ab].jsonl*"))) == both
     assert list(read_jsonl(odd)) == [(odd, 1, {"n": 9})]
+    deep = tmp_path / "above" / "deeper"
+    deep.mkdir(parents=True)
+    write(deep, {"n": 2}, name="d.jsonl")
+    with pytest.raises(DataError, match=r"above/deeper/d\.jsonl stands deeper: .*above/\*\*/\*\.jsonl reads subfolders"):
+        list(read_jsonl(deep.parent))
+    assert len(list(read_jsonl(f"{deep.parent}/**/*.jsonl"))) == 1
 
 
 def test_csv(tmp_path):

@@ -80,7 +80,8 @@ def render_markdown(report: Report) -> str:
         lines += ["", f"Picks the judge's winner (chance 50 %): {picks}."]
     model = report["reward_model"]
     if model and model.get("accuracy") is not None:
-        lines += ["", f"Reward model: held-out accuracy {percent(model['accuracy'])}."]
+        of = " of pairs" if model.get("of") == "pairs" else ""
+        lines += ["", f"Reward model: held-out accuracy {percent(model['accuracy'])}{of}."]
     found = report["calibration"]
     if found:
         by_chance = f"{signed(found['error_by_chance'], 3)} would come from chance alone"

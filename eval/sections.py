@@ -213,9 +213,12 @@ def reward_model(report: Report) -> str:
     first = ""
     drawn: set[str] = set()
     if model.get("accuracy") is not None:
-        drawn = {"accuracy", "low", "high", "n", "chance", "labeler_accuracy"}
+        drawn = {"accuracy", "low", "high", "n", "chance", "labeler_accuracy", "of"}
         n = f"{model['n']:,} " if isinstance(model.get("n"), int) else ""
         caption = f"Share of {n}held-out comparisons in which the reward model picks the labeler’s choice."
+        if model.get("of") == "pairs":
+            of = f"{n}ranked or rated held-out comparisons"
+            caption = f"Share of the pairs of {of} that the reward model puts in the labeler’s order."
         first = figure(plots.accuracy_bar(model, "Reward model accuracy"), caption)
     others = {name: value for name, value in model.items() if name not in drawn}
     first += facts(others) if others else ""

@@ -108,12 +108,13 @@ def put_in_place(partial: Path, path: Path) -> None:
     """Give what was written aside, a file or a folder, its name; what stood there is replaced.
 
     The name has the old one or the new one at every moment. A folder cannot replace a folder in one step, so it gets a name of
-    its own beside `path`, which becomes a link to it. Older such folders are removed, those of a kill in between too; what a
-    link of the user's own points at is left alone.
+    its own beside `path`, which becomes a link to it. Older such folders are removed, those of a kill in between too; what
+    another link points at, such as `path` with `.old`, is left alone.
     """
     sync(partial)
     own = re.compile(rf"\.{re.escape(path.name)}\.\d+")
-    older = [f for f in path.parent.iterdir() if own.fullmatch(f.name)]
+    linked = {f.resolve() for f in path.parent.iterdir() if f.is_symlink() and f.name != path.name}
+    older = [f for f in path.parent.iterdir() if own.fullmatch(f.name) and f.resolve() not in linked]
     if partial.is_file():
         partial.replace(path)
     else:

@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 from tqdm import tqdm
 
 from .chat import rendered
+from .fields import is_empty
 from .files import DataError, append_jsonl, file_sha256, unfinished, write_jsonl
 from .folders import alone, made_elsewhere
 from .generation import sample_with, seed_for, truncate
@@ -32,7 +33,7 @@ from .models import (
     precision_problems,
     run_context,
 )
-from .people import all_alike, answers_file, answers_of_people, answers_problem, request, unreadable
+from .people import all_alike, answers_file, answers_of_people, answers_problem, request, unreadable, with_best
 from .records import Prompt, read_prompts
 from .runinfo import RunInfo
 from .scoring import call_problems, call_reward, code_of, load_callable
@@ -232,6 +233,7 @@ def label(
             answered[split] = comparisons
         if people is not None:
             told = answers_of_people(Path(output) / "requests.jsonl", people, answered["train"] + answered["val"], label_type)
+            told = [with_best(row) for row in told] if label_type == "best_of_n" else told
             count = len(answered["train"])
             answered = {"train": told[:count], "val": told[count:]}
         for split, comparisons in answered.items():
@@ -244,7 +246,9 @@ def label(
 
 
 def write_labels(output: Path, split: str, labels: list[dict[str, Any]], each: int, labeler: str) -> int:
-    """Write a split's labels, without those that prefer nothing, and what was chosen first as demonstrations; returns how many.
+    """Write a split's labels, and what was chosen first as demonstrations; returns how many labels.
+
+    Labels that prefer nothing are left out, and those that have a response without text.
 
     Args:
         output: The folder.
@@ -254,16 +258,21 @@ def write_labels(output: Path, split: str, labels: list[dict[str, Any]], each: i
         labeler: For messages; a simulated one's demonstration is the first of equals.
 
     Raises:
-        DataError: All labels prefer nothing.
+        DataError: None is left.
     """
-    kept = [c for c in labels if preferred(c) is not None]
-    if len(kept) < len(labels):
-        print(f"labels {split}: {len(labels) - len(kept)} of responses that are all equally good were left out")
+    full = [c for c in labels if not any(map(is_empty, c["responses"]))]  # as `read_comparisons` has it
+    if len(full) < len(labels):
+        print(f"labels {split}: {len(labels) - len(full)} with a response without text were left out")
+    kept = [c for c in full if preferred(c) is not None]
+    if len(kept) < len(full):
+        print(f"labels {split}: {len(full) - len(kept)} of responses that are all equally good were left out")
     if not kept and labels:
-        raise DataError(f"{output / split}.part: {labeler} likes the responses of each of {len(labels)} comparisons equally")
+        equal = f"{labeler} likes the responses of each of {len(full)} comparisons equally"
+        what = equal if full else f"each of {len(labels)} comparisons has a response without text"
+        raise DataError(f"{output / split}.part: {what}")
     liked = [c for c in labels[::each] if answers_file(labeler) is None or preferred(c) is not None]
     firsts = [{"prompt": c["prompt"], "completion": c["responses"][preferred(c) or 0]} for c in liked]
-    write_jsonl(output / f"demonstrations.{split}.jsonl", firsts)
+    write_jsonl(output / f"demonstrations.{split}.jsonl", [d for d in firsts if not is_empty(d["completion"])])
     return write_jsonl(output / f"{split}.jsonl", kept)
 
 

@@ -88,6 +88,9 @@ def add_lora(model: Any, lora: LoRA, seed: int) -> None:
         found = f"the embedding {wrong[0]!r}" if wrong else "no layer of that name"
         expected = "expected linear layers between the embeddings"
         raise UsageError(f"model.lora.target_modules: {lora.target_modules} is {found}, {expected}")
+    each = [] if isinstance(lora.target_modules, str) else lora.target_modules or []
+    if missing := [t for t in each if not any(f".{name}".endswith(f".{t}") for name in names)]:
+        raise UsageError(f"model.lora.target_modules: found {missing}, which no layer is called, among {list(each)}")
     for name, p in model.named_parameters():
         p.requires_grad_(".lora_" in name)
     model.eval()  # modules that are new start in training mode

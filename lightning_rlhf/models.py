@@ -103,12 +103,15 @@ def find_policy(name: str) -> str:
 
 
 def fingerprint(name: str) -> str:
-    """What tells one model from another without loading it: the hash of its weights, or its Hub id; for a checkpoint, and those
-    of its start."""
+    """What tells one model from another without loading it: the hash of its weights, or its Hub id; for a checkpoint or an
+    adapter, and those of what it belongs on."""
     found = Path(find_lm(name))
     weights = (".safetensors", ".bin")
     files = sorted(f for f in found.iterdir() if f.suffix in weights or f.name == "reward.json") if found.is_dir() else [found]
     own = "|".join(f"{f.name}:{file_sha256(f)}" if f.is_file() else name for f in files)
+    base = adapter_base(str(found)) if found.is_dir() else None
+    if base not in (None, str(found)):
+        return f"{own}|{fingerprint(str(base))}"
     return f"{own}|{fingerprint(read_checkpoint(str(found)).start)}" if is_checkpoint(str(found)) else own
 
 

@@ -23,12 +23,14 @@ import yaml
 from pytorch_lightning import LightningModule, Trainer
 from tqdm import tqdm
 
+from .chat import rendered
+from .fields import is_empty
 from .files import append_jsonl, bad, whole_lines
 from .fit import parsed, run_fit
 from .folders import point
 from .generation import seed_for
 from .labelers import answer, compare, redraw_problems
-from .models import LM, find_lm, load_on_device, precision_problems, run_context
+from .models import LM, find_lm, load_on_device, load_tokenizer, position_problems, precision_problems, run_context
 from .people import all_alike, answers_file, answers_of_people, answers_problem, request, unreadable, with_best
 from .ppo import PPOModule
 from .records import Prompt, read_prompts
@@ -122,7 +124,7 @@ class Collector:
     def sample(self, split: str, prompts: list[Prompt], number: int, num_samples: int) -> list[list[str]]:
         """Responses to each prompt: all of the policy for training; for validation half of it, half of the reference."""
         policy, reference, resolved = self._load()
-        texts = [p.prompt for p in prompts]
+        texts = [rendered(p, policy.tokenizer, "prompts").prompt for p in prompts]
         seeds = [seed_for(self.seed, number + offset, 7 if split == "train" else 8) for offset in (0, 1)]
         drawn = partial(answer, task=self.task, resolved=resolved, prompts=texts, whole=False, redraws=self.redraws)
         with run_context(self.precision, policy.model):
@@ -132,20 +134,23 @@ class Collector:
             other = drawn(reference, seed=seeds[1], num_samples=num_samples - num_samples // 2).texts
         return [a + b for a, b in zip(own, other, strict=True)]
 
-    def draw(self, split: str, prompts: list[Prompt], first: int, count: int, num_samples: int) -> tuple[list[Prompt], list[Any]]:
-        """Prompts number first … first + count − 1, in turn, and responses to each; a prompt whose responses are all alike, as
-        those of a policy that is sure of itself may be, leaves its place to a later one, `REDRAWN` times at most."""
-        picked = [prompts[i % len(prompts)] for i in range(first, first + count)]
-        texts = self.sample(split, picked, first, num_samples)
-        for again in range(1, REDRAWN + 1):
-            alike = [i for i, responses in enumerate(texts) if all_alike(responses)]
-            if not alike:
+    def draw(
+        self, split: str, prompts: list[Prompt], first: int, count: int, num_samples: int, round_number: int
+    ) -> list[dict[str, Any]]:
+        """Labels number first … first + count − 1, or what is to be asked, of the prompts in turn; where nothing is to choose
+        (responses that are all alike, as those of a policy that is sure of itself may be, or liked equally, or one without
+        text), the prompt leaves its place to a later one, `REDRAWN` times at most."""
+        places = list(range(count))
+        rows: list[dict[str, Any]] = [{}] * count
+        for again in range(REDRAWN + 1):
+            picked = [prompts[(first + again * count + i) % len(prompts)] for i in places]
+            texts = self.sample(split, picked, first + 2 * again, num_samples)
+            for i, row in zip(places, self.judge(split, picked, texts, [first + i for i in places], round_number), strict=True):
+                rows[i] = row
+            places = [i for i in places if undecided(rows[i])]
+            if not places:
                 break
-            others = [prompts[(first + again * count + i) % len(prompts)] for i in alike]
-            drawn = self.sample(split, others, first + 2 * again, num_samples)
-            for i, prompt, responses in zip(alike, others, drawn, strict=True):
-                picked[i], texts[i] = prompt, responses
-        return picked, texts
+        return rows
 
     def collect(self, split: str, prompts: list[Prompt], begin: int, end: int, num_samples: int, round_number: int) -> None:
         """Append labels number begin … end − 1, those that are not there yet; prompts are gone through in turn.
@@ -159,8 +164,7 @@ class Collector:
             last = min(first + self.batch_size, end)
             if have >= last:
                 continue
-            picked, texts = self.draw(split, prompts, first, last - first, num_samples)
-            rows = self.judge(split, picked, texts, first, round_number)[max(0, have - first) :]
+            rows = self.draw(split, prompts, first, last - first, num_samples, round_number)[max(0, have - first) :]
             if self.people is None:
                 append_jsonl(file, rows)
             else:
@@ -169,17 +173,20 @@ class Collector:
         bar.close()
 
     def judge(
-        self, split: str, prompts: list[Prompt], texts: list[list[str]], first: int, round_number: int
+        self, split: str, prompts: list[Prompt], texts: list[list[str]], numbers: list[int], round_number: int
     ) -> list[dict[str, Any]]:
         """The labeler's comparisons, with a number and the round; what is to be asked, where people label."""
         asked = [
-            {**request(split, first + i, prompt, responses), "round": round_number}
-            for i, (prompt, responses) in enumerate(zip(prompts, texts, strict=True))
+            {**request(split, number, prompt, responses), "round": round_number}
+            for number, prompt, responses in zip(numbers, prompts, texts, strict=True)
         ]
         if self.people is not None:
             return asked
-        rows = compare(load_callable(self.labeler), prompts, texts)
-        return [{**r, "id": a["id"], "round": round_number} for r, a in zip(rows, asked, strict=True)]
+        told = [rendered(p, self._load()[0].tokenizer, "prompts") for p in prompts]
+        rows = compare(load_callable(self.labeler), told, texts, "ranked")
+        rows = [{**r, "id": a["id"], "round": round_number} for r, a in zip(rows, asked, strict=True)]
+        # of several that are liked best one by lot: in a validation label the policy's stand before the reference's
+        return [{k: v for k, v in with_best(row).items() if k != "ranks"} for row in rows]
 
     def ask_people(self) -> None:
         """Append the labels that people give; the questions of both splits are asked at once.
@@ -202,6 +209,12 @@ class Collector:
 # -------------------------------------------------------------------------------------------------------------- rounds
 
 
+def undecided(row: dict[str, Any]) -> bool:
+    """Whether no label can come of a comparison: its responses are all alike, or liked equally, or one is without text."""
+    liked = row.get("labeler_scores", ())
+    return all_alike(row["responses"]) or any(map(is_empty, row["responses"])) or len(set(liked)) == 1
+
+
 def held_out_prompts(prompts: list[Prompt], share: float) -> tuple[list[Prompt], list[Prompt]]:
     """(train, val): the last prompts are held out, a share of them and at least one, without those that training has too."""
     count = min(max(1, round(share * len(prompts))), len(prompts) - 1)
@@ -220,7 +233,8 @@ def stage_config(file: Path, options: dict[str, Any]) -> Path:
 def fit(configs: list[str], overlay: Path, checkpoint: Path) -> None:
     """`lightning-rlhf fit`, from the checkpoint where there is one; each round has a reward model of its own."""
     words = [word for file in [*configs, str(overlay)] for word in ("-c", file)]
-    resumed = ["--ckpt_path", str(checkpoint), "--allow_changed", '["model.reward"]'] if checkpoint.exists() else []
+    anew = '["model.reward", "model.value_init"]'  # that a value network began from the first one stays so
+    resumed = ["--ckpt_path", str(checkpoint), "--allow_changed", anew] if checkpoint.exists() else []
     run_fit(["fit", *words, *resumed])
 
 
@@ -299,7 +313,12 @@ def online(
     if problems:
         raise UsageError("\n".join(problems))
     find_lm(lm)
+    if problems := position_problems(lm, task):
+        raise UsageError("\n".join(problems))
     queries = list(read_prompts(prompts).placed())
+    tokenizer = load_tokenizer(lm)
+    for where, query in queries:
+        rendered(query, tokenizer, where)
     people = answers_file(labeler)
     problems += call_problems(labeler, queries) if people is None else unreadable(queries)
     asked, held_queries = held_out_prompts([query for _, query in queries], val_labels / (total_labels + val_labels))

@@ -430,6 +430,8 @@ class PPOModule(PPONetworks):
         """Figures over all ranks' answers, alarms, and the table of samples."""
         answers, self.answers = gather(self.answers, self.trainer.world_size), []
         if self.trainer.sanity_checking or not answers:
+            for metric in self.metrics:
+                metric.reset()  # type: ignore[operator]
             return
         if self.updates == 0:
             self.first_scores = [a.score for a in answers]

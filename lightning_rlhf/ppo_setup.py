@@ -324,9 +324,20 @@ class PPOSetup(StageModule):
         counters = {k: getattr(self, k) for k in ("updates", "episodes", "skipped_steps", "validated", "first_scores")}
         return {"kl": self.kl.state_dict(), "alarms": self.alarms.state_dict(), "figures": dict(self.figures), **counters}
 
+    def differences(self, saved: dict[str, Any]) -> list[str]:
+        """And that a run which has ended goes on: its data have no further batch."""
+        problems, then = super().differences(saved), saved.get("options", {})
+        episodes, batch = then.get("data.total_episodes"), then.get("data.batch_size")
+        if problems or not (episodes and batch) or saved["state"]["updates"] < -(-episodes // batch):
+            return problems
+        now = self.options.get("data.total_episodes")
+        found = f"found {now}, and the checkpoint's run has ended after {episodes}; a new run may start from its policy"
+        return [] if now == episodes else [f"--ckpt_path: data.total_episodes: {found}"]
+
     def load_stage_state(self, state: dict[str, Any]) -> None:
-        """Take them up."""
-        self.kl.load_state_dict(state["kl"])
+        """Take them up; β begins anew where the resume was allowed to change what decides it."""
+        if not self.overruled & {"model.kl_coef", "model.kl_target", "model.kl_horizon"}:
+            self.kl.load_state_dict(state["kl"])
         self.alarms.load_state_dict(state["alarms"])
         self.figures = dict(state.get("figures", {}))
         for counter in ("updates", "episodes", "skipped_steps", "validated", "first_scores"):

@@ -419,6 +419,7 @@ class RewardModule(StageModule):
 
     def before_export(self) -> None:
         """Normalise again."""
+        super().before_export()
         if self.normalise_by != "none":
             self.normalise("after training", (0.0, 1.0 if self.normalise_by == "reference_policy" else None))
 

@@ -21,10 +21,12 @@ PACKAGES = ("lightning-rlhf", "torch", "pytorch-lightning", "transformers", "tor
 
 
 def commit() -> str | None:
-    """The source's git commit, with `+` where the tree has uncommitted changes; None outside a checkout."""
+    """The source's git commit, with `+` where the tree has uncommitted changes; None outside a checkout, and where the
+    repository around it is another's, as that of an environment inside somebody's project."""
     root = Path(__file__).resolve().parent.parent
     try:
         run = lambda *a: subprocess.run(("git", "-C", str(root), *a), capture_output=True, text=True, timeout=10, check=True)  # noqa: E731
+        run("ls-files", "--error-unmatch", __file__)
         dirty = run("status", "--porcelain", "--untracked-files=no").stdout.strip()
         return run("rev-parse", "--short=12", "HEAD").stdout.strip() + ("+" if dirty else "")
     except (OSError, subprocess.SubprocessError):

@@ -31,6 +31,8 @@ from .scalar import load_scalar, read_reward_info
 from .tasks import UsageError, told
 from .tokens import bos_ids, decode, encode, encode_continuation, pad_batch
 
+MOST_IN_GROUP = 16  # responses that are read behind one prompt: the attention mask grows with the square of their number
+
 
 class RewardFunction(Protocol):
     """Anything that scores completions."""
@@ -94,8 +96,9 @@ class LearnedReward(nn.Module):
             bos + encode(self.tokenizer, p) + encode_continuation(self.tokenizer, c)
             for p, c in zip(prompts, completions, strict=True)
         ]
-        group = math.gcd(*(len(list(run)) for _, run in groupby(prompts)))  # responses to one prompt after one another
-        return [float(x) for x in self.score_tokens(rows, max(1, group))]
+        same = math.gcd(*(len(list(run)) for _, run in groupby(prompts)))  # responses to one prompt after one another
+        group = next(g for g in range(max(1, min(same, MOST_IN_GROUP)), 0, -1) if same % g == 0)
+        return [float(x) for x in self.score_tokens(rows, group)]
 
 
 def rows_at_once(device: str, batch_size: int, width: int) -> int:
@@ -165,8 +168,12 @@ def load_callable(name: str) -> RewardFunction:
 
 
 def code_of(reward: str) -> str:
-    """A callable's name, with the hash of its file where it is one."""
-    file = Path(reward.rpartition(":")[0])
+    """A callable's name, with the hash of its file, where it has one that is not of this package."""
+    module = reward.rpartition(":")[0]
+    file = Path(module)
+    if not file.is_file() and not is_learned(reward) and module != "known":
+        load_callable(reward)
+        file = Path(getattr(sys.modules.get(module), "__file__", None) or module)
     return f"{reward} {file_sha256(file)}" if file.is_file() else reward
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as L
 import torch
 from pytorch_lightning.utilities import rank_zero_warn
+from torch.optim.lr_scheduler import LambdaLR
 
 from .checkpoints import checkpoint_content
 from .files import content, file_sha256
@@ -60,7 +61,9 @@ class StageModule(L.LightningModule):
         self.options: dict[str, Any] = {**{f"model.{k}": v for k, v in plain.items()}, **flat(groups, "model")}
         self.options.update({f"task.{k}": v for k, v in task_dict(task).items()}, seed_everything=seed)
         self.allowed_changes: frozenset[str] = frozenset()  # beside those, by the command line
+        self.overruled: frozenset[str] = frozenset()  # options of a checkpoint that this run does not have from it
         self.strict_loading = False
+        self.register_load_state_dict_post_hook(_lacks_nothing)
         self.exported = False  # what a second fit of the same module replaces is its own
         self.run_config: Any = None  # the whole parsed config, set by the command line
         self.run_files: list[str] = []
@@ -75,6 +78,9 @@ class StageModule(L.LightningModule):
         for option in ("max_epochs", "max_steps", "limit_train_batches"):
             if getattr(trainer, option, None) == 0:
                 problems.append(f"trainer.{option}: found 0, which is no training, expected more")
+        if getattr(trainer, "max_epochs", None) == -1 and getattr(trainer, "max_steps", -1) == -1:
+            expected = "a number: the learning rate falls to 0 at the run's end"
+            problems.append(f"trainer.max_epochs: found -1, a run without an end, expected {expected}")
         interval, each = getattr(trainer, "val_check_interval", 1.0), getattr(trainer, "check_val_every_n_epoch", 1)
         if data.files.get("val") and data.records.get("train") and type(interval) is int and each and interval > data.batches:
             found = f"{interval}, and {data.batches} training batches"
@@ -147,9 +153,15 @@ class StageModule(L.LightningModule):
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """The parameters that train; nothing else is saved, nor written over by a resume."""
         found, prefix = super().state_dict(*args, **kwargs), kwargs.get("prefix", "")
-        for key in found.keys() - {prefix + name for name in self.trained_keys()}:
+        trained = {prefix + name for name in self.trained_keys()}
+        for key in [k for k in found if k.startswith(prefix) and k not in trained]:  # where a callback averages, others' beside
             del found[key]
         return found
+
+    def all_keys(self) -> list[str]:
+        """Names of all parameters and buffers, of a tied one each."""
+        both = self.named_parameters(remove_duplicate=False), self.named_buffers(remove_duplicate=False)
+        return [name for named in both for name, _ in named]
 
     def stage_state(self) -> dict[str, Any]:
         """A stage's own state, of plain values and tensors."""
@@ -225,7 +237,20 @@ class StageModule(L.LightningModule):
             problems = [f"--ckpt_path: the checkpoint lacks {len(missing)} weights, such as {sorted(missing)[:3]}"]
         if problems:
             raise UsageError("\n".join(problems))
+        kept = saved["options"]
+        self.overruled = frozenset(k for k in {*kept, *self.options} if kept.get(k) != self.options.get(k))
         self.load_stage_state(saved["state"])
+
+    def on_train_start(self) -> None:
+        """An optimizer's options that a resume was allowed to change: a checkpoint's would stay."""
+        if not any(k.startswith("model.optimizer") for k in self.overruled):
+            return
+        for optimizer, config in zip(self.trainer.optimizers, self.trainer.lr_scheduler_configs, strict=True):
+            schedule = cast(LambdaLR, config.scheduler)
+            for i, group in enumerate(optimizer.param_groups):
+                group.update({k: v for k, v in optimizer.defaults.items() if k in group})
+                group["initial_lr"] = schedule.base_lrs[i] = group["lr"]
+                group["lr"] *= schedule.lr_lambdas[i](schedule.last_epoch)
 
     # ------------------------------------------------------------------------------------------------------- export
 
@@ -244,7 +269,13 @@ class StageModule(L.LightningModule):
         raise NotImplementedError
 
     def before_export(self) -> None:
-        """What every rank does before the first one exports."""
+        """What every rank does before the first one exports: the validation that a kill after the last checkpoint kept from
+        running."""
+        trainer = self.trainer
+        if trainer.ckpt_path and trainer.enable_validation and not any(k.startswith("val/") for k in trainer.callback_metrics):
+            trainer.validating = True
+            trainer.fit_loop.epoch_loop.val_loop.run()
+            trainer.training = True
 
     def on_train_end(self) -> None:
         """Export, on the first rank; a run that was interrupted, or of a batch alone (`fast_dev_run`), exports nothing."""
@@ -258,6 +289,12 @@ class StageModule(L.LightningModule):
                 self.run_info.write(self.output, figures=figures)
                 told = [f"{name} {value:.3g}" for name, value in figures.items() if isinstance(value, float)]
                 print(f"{self.output}: {', '.join(told[:6]) or 'written'}", flush=True)
+
+
+def _lacks_nothing(module: Any, keys: Any) -> None:
+    """What `state_dict` leaves out is not missing, to an average of the weights either."""
+    own = tuple(f".{name}" for name in module.all_keys())
+    keys.missing_keys[:] = [key for key in keys.missing_keys if not f".{key}".endswith(own)]
 
 
 class StageCheckpoint(L.Callback):
@@ -287,7 +324,9 @@ class StageCheckpoint(L.Callback):
             self.save(trainer)
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
-        """Say of a checkpoint that a killed run left half-written that it is not used."""
+        """Stand behind the other callbacks, whose state is then that of the same batch; say of a checkpoint that a killed run
+        left half-written that it is not used."""
+        trainer.callbacks = sorted(trainer.callbacks, key=lambda callback: isinstance(callback, StageCheckpoint))  # type: ignore[attr-defined]
         if self.path.is_dir() and not self.path.is_symlink():
             raise UsageError(f"StageCheckpoint.path: found the folder {self.path}, expected a file's name")
         if stage == "fit" and (problem := unwritable(self.path.parent)):
@@ -319,7 +358,7 @@ class StageCheckpoint(L.Callback):
     def of_another_run(self, trainer: L.Trainer) -> bool:
         """Whether a checkpoint is there that this run did not go on from (Lightning says so only once it has been read)."""
         resumed = trainer.ckpt_path
-        return self.path.is_file() and not (resumed and Path(resumed).exists() and self.path.samefile(resumed))
+        return self.path.exists() and not (resumed and Path(resumed).exists() and self.path.samefile(resumed))
 
 
 def output_problems(output: Path) -> list[str]:

@@ -11,25 +11,33 @@ from __future__ import annotations
 import argparse
 import math
 from pathlib import Path
+from typing import Any
 
 from lightning_rlhf.files import write_jsonl
 from lightning_rlhf.records import read_comparisons
 
+
+def text_of(response: Any) -> str:
+    """A response, or the content of its last message."""
+    return response if isinstance(response, str) else str(response[-1]["content"])
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("labels", help="comparisons: ranks, or the best alone, which is then taken or nothing")
+    parser.add_argument("labels", help="comparisons: ranks or ratings, or the best alone, which is then taken or nothing")
     parser.add_argument("output", type=Path)
     parser.add_argument("--end", default="\n", help="what a response must end with (default: a line end)")
     parser.add_argument("--rank", type=int, default=2, help="the worst rank that is taken")
     args = parser.parse_args()
-    chosen: dict[tuple[str, str], None] = {}
+    chosen: dict[str, dict[str, Any]] = {}
     for record in read_comparisons(args.labels):
-        ranks = record.ranks or [1 if i == record.best else math.inf for i in range(len(record.responses))]
+        rated = record.ratings and [1 + sum(other > one for other in record.ratings) for one in record.ratings]
+        ranks = record.ranks or rated or [1 if i == record.best else math.inf for i in range(len(record.responses))]
         ranked = sorted(zip(ranks, record.responses, strict=True), key=lambda r: r[0])
-        ended = [text for rank, text in ranked if rank <= args.rank and text.endswith(args.end)]
+        ended = [text for rank, text in ranked if rank <= args.rank and text_of(text).endswith(args.end)]
         if ended:
-            chosen[record.prompt, ended[0]] = None
+            chosen[repr((record.prompt, ended[0]))] = {"prompt": record.prompt, "completion": ended[0]}
     if not chosen:
         raise SystemExit(f"{args.labels}: found no response of rank {args.rank} or better that ends with {args.end!r}")
-    count = write_jsonl(args.output, [{"prompt": prompt, "completion": text} for prompt, text in chosen])
+    count = write_jsonl(args.output, list(chosen.values()))
     print(f"{args.output}: {count} demonstrations")

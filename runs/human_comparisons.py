@@ -9,7 +9,8 @@ rank is by the sum of its four mean ratings). Texts are cut in tokens: of a dial
 
 A baseline sees one kind of feature of the two responses: the log of the length in characters, or ROUGE-1, -2, -L against the
 human references (dialogues have none: against the prompt). Logistic regression without an intercept on training pairs weighs
-them, so that it cannot know which response stands first.
+them, so that it cannot know which response stands first. The last column is the reward model's share of right choices minus
+the baseline's on the same records, with a t interval over records.
 """
 
 from __future__ import annotations
@@ -24,10 +25,12 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 
 from eval.rouge import rouge_scores
+from eval.winrate import mean_interval
 from lightning_rlhf.files import read_jsonl, write_jsonl
-from lightning_rlhf.heldout import accuracy, decisions
+from lightning_rlhf.heldout import Decision, accuracy, decisions
 from lightning_rlhf.models import load_tokenizer
 from lightning_rlhf.records import Comparison, read_comparisons
+from lightning_rlhf.scoring import comparison_scores, load_reward, prefers
 from lightning_rlhf.tokens import encode, encode_continuation
 
 HELD_OUT = {"hh_harmless": 400, "summeval": 20}
@@ -76,8 +79,8 @@ def prepare(name: str, data: str, out: str, lm: str, query_length: str, response
         print(f"{name}: {write_jsonl(folder / f'{split}.jsonl', made)} {split} records; left out: {skipped or 'none'}")
 
 
-def baseline(train: list[Comparison], val: list[Comparison], feature: str) -> dict[str, float]:
-    """Held-out accuracy of a logistic regression on differences of one kind of feature."""
+def baseline(train: list[Comparison], val: list[Comparison], feature: str) -> list[list[Decision]]:
+    """Held-out decisions of a logistic regression on differences of one kind of feature."""
     x, weights = [], []
     for c in train:
         own = np.array(c.meta["features"][feature])
@@ -89,29 +92,38 @@ def baseline(train: list[Comparison], val: list[Comparison], feature: str) -> di
     scale = both.std(0) + 1e-12
     fitted = LogisticRegression(fit_intercept=False).fit(both / scale, sides, sample_weight=np.tile(weights, 2))
     weigh = lambda c: (np.array(c.meta["features"][feature]) / scale @ fitted.coef_[0]).tolist()  # noqa: E731
-    return accuracy([decisions(weigh(c), best=c.best, ranks=c.ranks) for c in val])
+    return [decisions(weigh(c), best=c.best, ranks=c.ranks) for c in val]
+
+
+def shares(records: list[list[Decision]]) -> np.ndarray:
+    """The share of right choices of each record."""
+    return np.array([np.mean([d.right for d in record]) for record in records])
 
 
 def table(out: str) -> str:
     """The figures of every set under OUT that has a reward model, as a Markdown table; also written as JSON."""
-    lines = ["| comparisons | scorer | held-out accuracy | 95 % interval | n |", "|---|---|---|---|---|"]
+    lines = ["| comparisons | scorer | held-out accuracy | 95 % interval | n | margin |", "|---|---|---|---|---|---|"]
     found: dict[str, Any] = {}
     for name in SETS:
         folder = Path(out) / name
         if not (folder / "reward" / "reward.json").is_file():
             continue
         info = json.loads((folder / "reward" / "reward.json").read_text(encoding="utf-8"))
-        splits = [list(read_comparisons(folder / f"{split}.jsonl")) for split in ("train", "val")]
+        train, val = ([c for c in read_comparisons(folder / f"{split}.jsonl") if prefers(c)] for split in ("train", "val"))
+        scores = comparison_scores(load_reward(str(folder / "reward")), val)
+        own = [decisions(s, best=c.best, ranks=c.ranks) for s, c in zip(scores, val, strict=True)]
         figures = info["held_out_figures"]
-        rows = {f"reward model ({info['base']})": dict(accuracy=info["accuracy"], low=info["accuracy_low"],
-                                                       high=info["accuracy_high"], n=figures["n"])}  # fmt: skip
-        rows |= {f"{feature} alone": baseline(*splits, feature) for feature in ("length", "rouge")}
-        found[name] = {**rows, "held_out_figures": figures}
-        for scorer, f in rows.items():
-            lines.append(f"| {name} | {scorer} | {f['accuracy']:.3f} | {f['low']:.3f} to {f['high']:.3f} | {f['n']} |")
+        found[name] = {"held_out_figures": figures}
+        baselines = {f"{feature} alone": baseline(train, val, feature) for feature in ("length", "rouge")}
+        for scorer, records in {f"reward model ({info['base']})": own, **baselines}.items():
+            f = accuracy(records)
+            more = mean_interval(shares(own) - shares(records))
+            found[name][scorer] = {**f, "more": [more.mean, more.low, more.high]}
+            gain = "" if records is own else f"{more.mean:+.3f} ({more.low:+.3f} to {more.high:+.3f})"
+            lines.append(f"| {name} | {scorer} | {f['accuracy']:.3f} | {f['low']:.3f} to {f['high']:.3f} | {f['n']} | {gain} |")
         lines.append(
             f"| {name} | chance | {figures['chance']:.3f} | log-loss {figures['log_loss']:.3f} (chance "
-            f"{figures['log_loss_chance']:.3f}), calibration error {figures['calibration_error']:.3f} | |"
+            f"{figures['log_loss_chance']:.3f}), calibration error {figures['calibration_error']:.3f} | | |"
         )
     (Path(out) / "human_comparisons.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
     return "\n".join(lines)

@@ -27,7 +27,8 @@ FIGURES = {
     "perplexity under the reference, zero-shot": lambda r: policy(r, "zero-shot")["perplexity"],
     "perplexity under the reference, supervised": lambda r: policy(r, "supervised")["perplexity"],
     "perplexity under the reference, rlhf": lambda r: policy(r, "rlhf")["perplexity"],
-    "reward model: held-out accuracy (chance 0.25)": lambda r: r["reward_model"]["accuracy"],
+    "reward model: held-out accuracy": lambda r: r["reward_model"]["accuracy"],
+    "reward model: chance": lambda r: r["reward_model"]["chance"],
 }
 
 

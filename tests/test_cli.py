@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ import torch
 import yaml
 from pytorch_lightning.accelerators import CUDAAccelerator
 
-from lightning_rlhf import prompts
+from lightning_rlhf import prompts, runinfo
 from lightning_rlhf.cli import main
 from lightning_rlhf.data import PromptData
 from lightning_rlhf.ppo import PPOModule
@@ -330,3 +331,18 @@ def test_a_failed_compilation_names_the_options(monkeypatch: pytest.MonkeyPatch,
 def test_a_runs_command_can_be_typed_again(monkeypatch: pytest.MonkeyPatch, argv: list[str], expected: str) -> None:
     monkeypatch.setattr("sys.argv", argv)
     assert RunInfo("fit", 1).record()["command"] == expected
+
+
+def test_another_projects_commit_is_not_the_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the package is installed in an environment inside a repository of the user's own."""
+    installed = tmp_path / ".venv/site-packages/lightning_rlhf/runinfo.py"
+    installed.parent.mkdir(parents=True)
+    installed.touch()
+    (tmp_path / "mine.txt").touch()
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], ["add", "mine.txt"], ["commit", "-qm", "mine"]):
+        subprocess.run([*git, *words], check=True)
+    monkeypatch.setattr(runinfo, "__file__", str(installed))
+    assert runinfo.commit() is None
+    subprocess.run([*git, "add", str(installed)], check=True)
+    assert str(runinfo.commit()).endswith("+")

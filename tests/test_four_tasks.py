@@ -73,6 +73,11 @@ def test_what_the_labels_like_best_ends_and_is_of_the_two_best(tmp_path: Path, m
     monkeypatch.setattr("sys.argv", ["", str(tmp_path / "labels.jsonl"), str(tmp_path / "best.jsonl")])
     runpy.run_path(str(ROOT / "runs/best_of_labels.py"), run_name="__main__")
     assert rows(tmp_path / "best.jsonl") == [{"prompt": "p0", "completion": "a\n"}, {"prompt": "p1", "completion": "a\n"}]
+    rated = [{**{k: v for k, v in row.items() if k != "ranks"}, "ratings": [-r for r in row["ranks"]]} for row in labels]
+    (tmp_path / "rated.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rated), encoding="utf-8")
+    monkeypatch.setattr("sys.argv", ["", str(tmp_path / "rated.jsonl"), str(tmp_path / "of-rated.jsonl")])
+    runpy.run_path(str(ROOT / "runs/best_of_labels.py"), run_name="__main__")
+    assert rows(tmp_path / "of-rated.jsonl") == rows(tmp_path / "best.jsonl")
     monkeypatch.setattr("sys.argv", ["", str(tmp_path / "labels.jsonl"), str(tmp_path / "best.jsonl"), "--end", "?"])
     with pytest.raises(SystemExit, match="no response of rank 2 or better that ends with"):
         runpy.run_path(str(ROOT / "runs/best_of_labels.py"), run_name="__main__")

@@ -79,17 +79,24 @@ def test_from_files_to_table(data: Path, tmp_path: Path) -> None:
     assert "| summeval | rouge alone | 1.000 |" in lines[8]
     found = json.loads((tmp_path / "human_comparisons.json").read_text(encoding="utf-8"))
     assert found["summeval"]["length alone"]["n"] == 2
+    for name in found:
+        own = found[name]["reward model (stories260k)"]
+        trained = json.loads((tmp_path / name / "reward/reward.json").read_text(encoding="utf-8"))
+        assert [own["accuracy"], own["low"]] == pytest.approx([trained["accuracy"], trained["accuracy_low"]])
+        more, low, high = found[name]["rouge alone"]["more"]
+        assert more == pytest.approx(own["accuracy"] - found[name]["rouge alone"]["accuracy"]) and low <= more <= high
     assert found["hh_harmless"]["held_out_figures"]["by_length"]
 
 
 def test_baseline_learns_the_side_and_no_more() -> None:
     pair = lambda better, worse: Comparison("p", ["a", "b"], best=1, meta={"features": {"length": [[worse], [better]]}})  # noqa: E731
+    rate = lambda train, val: human.shares(human.baseline(train, val, "length")).mean()  # noqa: E731
     shorter = [pair(1.0, 2.0)] * 7 + [pair(2.0, 1.0)] * 3
-    assert human.baseline(shorter, [pair(0.0, 5.0), pair(5.0, 0.0)], "length")["accuracy"] == 0.5
-    assert human.baseline(shorter, [pair(0.0, 5.0), pair(-1.0, 0.5)], "length")["accuracy"] == 1.0
+    assert rate(shorter, [pair(0.0, 5.0), pair(5.0, 0.0)]) == 0.5
+    assert rate(shorter, [pair(0.0, 5.0), pair(-1.0, 0.5)]) == 1.0
     # a ranking of three counts as much as a pair, not as three
     ranked = Comparison("p", ["a", "b", "c"], ranks=[1, 2, 3], meta={"features": {"length": [[3.0], [2.0], [1.0]]}})
-    assert human.baseline([ranked, pair(1.0, 3.0), pair(1.0, 3.0)], [pair(0.0, 1.0)], "length")["accuracy"] == 1.0
+    assert rate([ranked, pair(1.0, 3.0), pair(1.0, 3.0)], [pair(0.0, 1.0)]) == 1.0
 
 
 def test_what_is_not_there_is_skipped(tmp_path: Path) -> None:

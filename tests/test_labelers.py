@@ -17,6 +17,7 @@ from lightning_rlhf.known import RougeReward, SentimentReward
 from lightning_rlhf.labelers import Answers, answer, compare, label, redrawn
 from lightning_rlhf.models import load_lm, run_context
 from lightning_rlhf.records import Prompt, label_type, read_comparisons, read_demonstrations
+from lightning_rlhf.scoring import code_of
 from lightning_rlhf.tasks import Task, UsageError, task_tokens
 
 TASK = Task(query_length=24, start_text=None)
@@ -170,6 +171,35 @@ def test_the_labeler_ranks_or_rates(tiny_run: Path, tmp_path: Path) -> None:
     for name, kind in (("best", "best_of_n"), ("ranked", "ranked"), ("rated", "scalar_rating")):
         assert {label_type(c) for s in ("train", "val") for c in read_comparisons(tmp_path / name / f"{s}.jsonl")} == {kind}
     assert len({(tmp_path / n / "demonstrations.train.jsonl").read_text() for n in ("best", "ranked", "rated")}) == 1
+
+
+def test_comparisons_with_an_empty_response_are_left_out(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`read_comparisons` takes none of them, so that more than 1 % would make the file useless."""
+
+    def mute(*args: Any, **options: Any) -> Any:
+        found = answer(*args, **options)
+        return found._replace(texts=[["\n", *t[1:]] if i == 1 else t for i, t in enumerate(found.texts)])
+
+    monkeypatch.setattr(labelers, "answer", mute)
+    assert len(labelled(tiny_run, tmp_path)) == 4
+    assert "labels train: 2 with a response without text were left out" in capsys.readouterr().out
+    assert len(list(read_comparisons(str(tmp_path / "train.jsonl"), strict=True))) == 4
+    assert all(row["completion"].strip() for row in rows(tmp_path / "demonstrations.train.jsonl"))
+
+
+def test_a_changed_labeler_labels_nothing_that_another_began(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    file = tmp_path / "of_mine.py"
+    file.write_text("def longest(prompts, completions, **columns):\n    return [*map(len, completions)]\n")
+    named = [code_of("of_mine:longest"), code_of(f"{file}:longest")]
+    file.write_text("def longest(prompts, completions, **columns):\n    return [-len(c) for c in completions]\n")
+    changed = [code_of("of_mine:longest"), code_of(f"{file}:longest")]
+    assert all(now != then for now, then in zip(changed, named, strict=True))
+    assert code_of("known:sentiment") == "known:sentiment"
 
 
 def test_a_labeler_that_never_prefers(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -626,6 +626,8 @@ def test_answers_of_people(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"a.jsonl:1: found an answer without responses, and .*q.jsonl asked a about other ones"):
         answers({"id": "a", "best": 0})
     assert answers({"id": "a", "best": 0, "responses": ["x", "y"]})[0]["best"] == 0
+    ranked = answers({"id": "a", "ranks": [2, 1], "responses": ["x", "y"]})
+    assert ranked[0]["ranks"] == [2, 1] and with_best(ranked[0])["best"] == 1  # as `labels --label_type best_of_n` writes it
     with pytest.raises(UsageError, match="--output .*a.jsonl --label_type ranked`, then the same command again"):
         answers({"id": "z", "best": 0}, label_type="ranked")
     for wrong in ([1], [2, 3], [1, 0], "1"):

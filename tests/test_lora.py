@@ -28,7 +28,7 @@ from lightning_rlhf.cli import main
 from lightning_rlhf.data import PreferenceData, PromptBatch, PromptData, SFTData
 from lightning_rlhf.logprobs import head_logprobs, logits_of
 from lightning_rlhf.lora import LoRA, adapters_off, add_lora, lora_layers, plain_copy
-from lightning_rlhf.models import ASSETS, load_lm, load_tokenizer
+from lightning_rlhf.models import ASSETS, fingerprint, load_lm, load_tokenizer
 from lightning_rlhf.optim import AdamTF
 from lightning_rlhf.ppo import PPOModule, Rollout
 from lightning_rlhf.reward import RewardModule
@@ -223,6 +223,7 @@ def test_the_export_is_a_plain_directory_with_the_adapter_beside_it(tmp_path: Pa
     # the adapter alone, on the model that training started from: the policy as it trained, bit for bit
     config = json.loads((out / "adapter/adapter_config.json").read_text())
     assert (config["r"], config["base_model_name_or_path"]) == (4, STORIES)
+    assert fingerprint(STORIES) in fingerprint(str(out / "adapter"))  # another base is another model
     again = PeftModel.from_pretrained(load_lm(STORIES).model, str(out / "adapter")).base_model.model
     assert torch.equal(logits(again), logits(module.policy))
     # which is a model's name too
@@ -433,5 +434,7 @@ def test_options_are_checked(tmp_path: Path, stage: str, options: dict[str, Any]
 def test_layers_that_cannot_have_adapters() -> None:
     with pytest.raises(UsageError, match=r"model\.lora\.target_modules: .*nowhere"):
         add_lora(tiny("llama"), LoRA(target_modules=["nowhere"]), 1)
+    with pytest.raises(UsageError, match=r"target_modules: found \['v_porj'\], which no layer is called"):
+        add_lora(tiny("llama"), LoRA(target_modules=["q_proj", "v_porj"]), 1)
     with pytest.raises(UsageError, match="is the embedding 'lm_head', expected linear layers between the embeddings"):
         add_lora(tiny("llama"), LoRA(target_modules=["lm_head", "q_proj"]), 1)

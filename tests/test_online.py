@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 
 import lightning_rlhf.online as module
 from lightning_rlhf.cli import main
-from lightning_rlhf.online import Collector, held_out_prompts, labels_wanted, round_starts
+from lightning_rlhf.online import Collector, held_out_prompts, labels_wanted, round_starts, undecided
 from lightning_rlhf.ppo import PPOModule
 from lightning_rlhf.records import Prompt
 from lightning_rlhf.tasks import Task
@@ -160,12 +161,17 @@ def test_a_stage_that_could_not_start_is_told_before_anybody_labels(
 
 
 def test_equal_responses_are_drawn_anew(tmp_path: Path) -> None:
-    """They would be labels that say nothing, and above 1 % of them nothing could be read."""
+    """They would be labels that say nothing, and above 1 % of them nothing could be read; so would those without text, and those
+    that the labeler likes equally. Of several that it likes best one is the best by lot, not always the policy's."""
+    (tmp_path / "long.py").write_text("def f(prompts, completions):\n    return [float(len(c) > 3) for c in completions]\n")
 
     class Sure(Collector):
         """Has one answer to prompts of even numbers."""
 
         asked: list[list[str]] = []  # noqa: RUF012
+
+        def _load(self) -> Any:
+            return (SimpleNamespace(tokenizer=None),)
 
         def sample(self, split: str, prompts: list[Prompt], number: int, num_samples: int) -> list[list[str]]:
             self.asked.append([p.prompt for p in prompts])
@@ -173,12 +179,39 @@ def test_equal_responses_are_drawn_anew(tmp_path: Path) -> None:
                     for p in prompts]  # fmt: skip
 
     prompts = [Prompt(str(i)) for i in range(9)]
-    made = Sure("lm", "lm", Task(), "known:sentiment", tmp_path, 1, 4, "32")
-    picked, texts = made.draw("train", prompts, 0, 4, 2)
-    assert [p.prompt for p in picked] == ["3", "1", "1", "3"] and not any(a == b for a, b in texts)
-    assert made.asked[:2] == [["0", "1", "2", "3"], ["4", "6"]]
-    never = Sure("lm", "lm", Task(), "known:sentiment", tmp_path, 1, 4, "32").draw("train", [Prompt("0")], 0, 1, 2)
-    assert never[1] == [["same", "same"]]  # a policy with one answer to everything: told by whoever reads the labels
+    (tmp_path / "last.py").write_text("def f(prompts, completions):\n    return [float(ord(c[-1])) for c in completions]\n")
+    for labeler in (f"{tmp_path}/last.py:f", f"file:{tmp_path}/answers.jsonl"):
+        made = Sure("lm", "lm", Task(), labeler, tmp_path, 1, 4, "32")
+        made.asked = []
+        drawn = made.draw("train", prompts, 0, 4, 2, 7)
+        assert [r["prompt"] for r in drawn] == ["3", "1", "1", "3"] and not any(undecided(r) for r in drawn)
+        assert [(r["id"], r["round"]) for r in drawn] == [(f"train-00000{i}", 7) for i in range(4)]
+        assert made.asked[:2] == [["0", "1", "2", "3"], ["4", "6"]]
+    never = Sure("lm", "lm", Task(), "known:sentiment", tmp_path, 1, 4, "32").draw("train", [Prompt("0")], 0, 1, 2, 0)
+    assert never[0]["responses"] == ["same", "same"]  # a policy with one answer to everything: told by whoever reads the labels
+
+    class Odd(Sure):
+        """Ties, an empty text, or two that are liked, by the prompt."""
+
+        def sample(self, split: str, prompts: list[Prompt], number: int, num_samples: int) -> list[list[str]]:
+            answers = {"tie": ["a", "b", "c"], "empty": [" ", "good", "c"], "two": ["a", "good", "fine"]}
+            return [answers[str(p.prompt)] for p in prompts]
+
+    odd = Odd("lm", "lm", Task(), f"{tmp_path}/long.py:f", tmp_path, 1, 4, "32")
+    labels = odd.draw("val", [Prompt(p) for p in ("two", "tie", "empty")], 0, 40, 3, 0)
+    assert {r["prompt"] for r in labels} == {"two"} and {r["best"] for r in labels} == {1, 2}
+    assert not any("ranks" in r for r in labels)
+
+
+def test_a_value_network_from_the_first_reward_model_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The summary tasks' form (2020): what `value_init` points at is another reward model in each round, as `reward` is."""
+    asked: list[list[str]] = []
+    monkeypatch.setattr(module, "run_fit", asked.append)
+    (tmp_path / "ppo.ckpt").touch()
+    for checkpoint in ("none.ckpt", "ppo.ckpt"):
+        module.fit(["ppo.yaml"], tmp_path / "round.yaml", tmp_path / checkpoint)
+    assert "--ckpt_path" not in asked[0]
+    assert json.loads(asked[1][asked[1].index("--allow_changed") + 1]) == ["model.reward", "model.value_init"]
 
 
 def test_verdicts_from_a_file(

@@ -90,6 +90,7 @@ def test_folders_and_lengths_that_cannot_be_are_told_before_anything_is_loaded(
     enabled = ("--trainer.enable_checkpointing", "true")
     assert f"ModelCheckpoint.dirpath: {below}: cannot be made in" in refuses(*words, *enabled, *callback)
     assert "trainer.max_steps: found 0, which is no training" in refuses(*words, "--trainer.max_steps", "0")
+    assert "trainer.max_epochs: found -1, a run without an end" in refuses(*words, "--trainer.max_epochs", "-1")
     assert "trainer.limit_train_batches: found 0, which is no" in refuses(*words, "--trainer.limit_train_batches", "0")
     absent = refuses(*words, "--trainer.logger", "WandbLogger")  # its package is no part of the project
     assert "WandbLogger': " in absent and "wandb" in absent.split("WandbLogger': ")[1]

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -266,15 +267,20 @@ def run_figures(export: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("stage", KILL_AT)
 def test_killed_after_the_last_checkpoint(runs: Runs, stage: str) -> None:
-    """A run that was killed while it exported has nothing left to train: the resume exports the same weights."""
+    """A run that was killed while it exported has nothing left to train: the resume exports the same weights and figures."""
     export = runs.killed / stage / "export"
     before = load_file(export / "model.safetensors")
+    figures = run_figures(export)
+    record = (export / "reward.json").read_text(encoding="utf-8") if stage == "reward" else ""
     for file in export.iterdir():
         file.unlink()
     main(runs.arguments(stage, runs.killed, "--ckpt_path", str(runs.killed / stage / "last.ckpt")))
     after = load_file(export / "model.safetensors")
     assert before.keys() == after.keys()
     assert all(torch.equal(before[k], after[k]) for k in before)
+    now = run_figures(export)
+    assert {k: now.get(k) for k in figures if k.startswith("val/")} == {k: v for k, v in figures.items() if k.startswith("val/")}
+    assert stage != "reward" or (json.loads(record)["held_out_figures"] and (export / "reward.json").read_text() == record)
 
 
 def test_a_checkpoint_takes_its_name_in_one_step(tmp_path: Path) -> None:
@@ -346,6 +352,59 @@ def test_changed_options_are_refused_by_name(runs: Runs, refused: Callable[..., 
         for _, _, _, expected in mine:
             assert f"--ckpt_path: {expected}" in message
         assert message.count("the checkpoint was made with") == len(mine), message
+
+
+def overlay(file: Path, *callbacks: tuple[str, dict[str, Any]]) -> list[str]:
+    """The words of a config that adds callbacks."""
+    added = [{"class_path": name, "init_args": options} for name, options in callbacks]
+    file.write_text(yaml.safe_dump({"trainer": {"callbacks+": added}}), encoding="utf-8")
+    return ["-c", str(file)]
+
+
+def test_what_a_resume_may_change_counts(runs: Runs, tmp_path: Path, refused: Callable[..., str]) -> None:
+    """β and the learning rate are the new ones, on the schedule of the whole run; a run that has ended gets no longer."""
+    last = tmp_path / "ppo/last.ckpt"
+    stop = ("lightning_rlhf.online.RoundEnd", {"path": str(last), "iteration": 2})
+    main(runs.arguments("ppo", tmp_path, *overlay(tmp_path / "stop.yaml", stop)))
+    allowed = ("--allow_changed", '["model.kl_coef", "model.optimizer.lr"]')
+    changes = ("--model.kl_coef", "0.9", "--model.optimizer.init_args.lr", "1e-5")
+    main(runs.arguments("ppo", tmp_path, "--ckpt_path", str(last), *allowed, *changes))
+    found = [row for row in rows(tmp_path / "ppo", 1) if row["objective/kl"]]
+    assert len(found) == 2 and float(found[0]["objective/kl_coef"]) == pytest.approx(0.9)
+    assert [float(row["ppo/lr"]) for row in found] == pytest.approx([5e-6, 2.5e-6])
+    longer = ("--data.total_episodes", "64", "--allow_changed", '["data.total_episodes"]')
+    message = refused(runs.arguments("ppo", tmp_path, "--ckpt_path", str(last), *changes, *longer))
+    assert "data.total_episodes: found 64, and the checkpoint's run has ended after 32; a new run may start" in message
+
+
+def test_an_average_of_the_weights_is_resumed(runs: Runs, tmp_path: Path) -> None:
+    """A callback that averages has its own entries beside the parameters that train, and no others are missing. Its state in a
+    checkpoint is that of the checkpoint's batch, though it stands behind in the config."""
+    average = overlay(tmp_path / "average.yaml", ("pytorch_lightning.callbacks.EMAWeightAveraging", {"decay": 0.5}))
+    main(runs.arguments("sft", tmp_path, *average))
+    export, last = tmp_path / "sft/export/model.safetensors", tmp_path / "sft/last.ckpt"
+    before, saved = load_file(export), torch.load(last, weights_only=True)
+    assert any(not torch.equal(tensor, load_file(runs.whole / "sft/export/model.safetensors")[k]) for k, tensor in before.items())
+    assert int(saved["averaging_state"]["n_averaged"]) == BATCHES["sft"]
+    main(runs.arguments("sft", tmp_path, *average, "--ckpt_path", str(last)))
+    assert all(torch.equal(tensor, load_file(export)[k]) for k, tensor in before.items())
+
+
+def test_a_sharded_checkpoint_of_an_earlier_run_is_kept(tmp_path: Path) -> None:
+    """A link to a folder is renamed with the file's rule, and the folder that it points at stays."""
+    name = tmp_path / "last.ckpt"
+    for run in ("a", "b", "c"):
+        aside = tmp_path / ".last.ckpt.partial"
+        aside.mkdir()
+        (aside / "shard").write_text(run, encoding="utf-8")
+        if name.exists():
+            name.replace(tmp_path / "last.ckpt.old")
+        put_in_place(aside, name)
+    assert [(tmp_path / f / "shard").read_text(encoding="utf-8") for f in ("last.ckpt", "last.ckpt.old")] == ["c", "b"]
+    assert len([f for f in tmp_path.iterdir() if not f.is_symlink()]) == 2
+    saver = StageCheckpoint(str(name))
+    assert saver.of_another_run(SimpleNamespace(ckpt_path=None))  # type: ignore[arg-type]
+    assert not saver.of_another_run(SimpleNamespace(ckpt_path=str(name)))  # type: ignore[arg-type]
 
 
 def test_another_reward_of_the_same_name_is_refused(runs: Runs, tmp_path: Path, refused: Callable[..., str]) -> None:

@@ -248,6 +248,16 @@ def test_token_ids_are_decoded_for_a_reward_that_reads_texts(tiny_run: Path, tmp
     assert calibration["loss"] == pytest.approx(float(best_of_n_loss(scores, torch.tensor([c.best for c in every]))), abs=1e-5)
 
 
+@pytest.mark.parametrize(("same", "group"), [(1, 1), (4, 4), (16, 16), (34, 2), (60, 15), (97, 1)])
+def test_responses_to_one_prompt_are_read_together_a_few_at_a_time(
+    tiny_run: Path, monkeypatch: pytest.MonkeyPatch, same: int, group: int
+) -> None:
+    """A mask over all of a hundred of them would be large; 16 or fewer, by what divides their number."""
+    model, seen = load_reward(str(tiny_run / "reward")), []
+    monkeypatch.setattr(model, "score_tokens", lambda rows, group: seen.append(group) or torch.zeros(len(rows)))
+    assert model(["p"] * same + ["q"] * same, ["a"] * 2 * same) == [0.0] * 2 * same
+    assert seen == [group]
+
 
 MESSAGES = {"prompt": [{"role": "user", "content": "Hi"}], "responses": [[{"role": "assistant", "content": c}] for c in "ab"]}
 

@@ -10,7 +10,7 @@ import copy
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -427,7 +427,12 @@ def settle_generation(model: Any, pad_id: int) -> None:
 
 
 def save_policy(
-    directory: str | Path, model: Any, tokenizer: Any, extra: dict[str, Tensor] | None = None, base: str = ""
+    directory: str | Path,
+    model: Any,
+    tokenizer: Any,
+    extra: dict[str, Tensor] | None = None,
+    base: str = "",
+    beside: Callable[[Path], None] | None = None,
 ) -> None:
     """Write a causal LM as a Hugging Face directory, whole or not at all, with a pad token that no text has.
 
@@ -439,6 +444,7 @@ def save_policy(
         tokenizer: Saved with it.
         extra: Further tensors (the value head), written as VALUE_HEAD.
         base: Name of the model that adapters belong on.
+        beside: Writes what else belongs into the directory, before it has its name.
     """
     from safetensors.torch import save_file
 
@@ -452,3 +458,6 @@ def save_policy(
             save_adapter(partial / "adapter", trained.base_model, base)
         if extra:
             save_file({k: v.detach().float().cpu().contiguous() for k, v in extra.items()}, partial / VALUE_HEAD)
+        del model  # a copy, which takes memory
+        if beside is not None:
+            beside(partial)

@@ -509,12 +509,15 @@ class PPOModule(PPONetworks):
     def export(self) -> dict[str, Any]:
         """The policy's directory, with the value head in it; a separate value network as a reward directory, `value/`."""
         extra = {"weight": self.value_head.weight, "bias": self.value_head.bias}
-        save_policy(self.output, self.policy, self.tokenizer, extra, base=self.policy_name)
-        if self.value_trunk is not None:
+
+        def value_network(directory: Path) -> None:
             value = ScalarModel(self.value_trunk, self.value_head.weight.shape[1], std=0.0)
             value.head = self.value_head
             info = {"task": self.task.name, "base": self.value_init or self.policy_name, "role": "value"}
-            save_reward(Path(self.output) / "value", value, self.tokenizer, info)
+            save_reward(directory / "value", value, self.tokenizer, info)
+
+        more = None if self.value_trunk is None else value_network
+        save_policy(self.output, self.policy, self.tokenizer, extra, self.policy_name, more)
         figures = {**{k: float(v) for k, v in self.trainer.callback_metrics.items() if "/" in k}, **self.figures}
         beside = {"guard": self.guard_result, "beta": self.kl.coef, "updates": self.updates}
         return {**figures, **beside, "skipped_steps": self.skipped_steps, "alarms": self.alarms.raised}

@@ -58,12 +58,18 @@ def test_the_checkpoint_of_an_earlier_run_is_kept(tmp_path: Path) -> None:
     def trainer(ckpt_path: str | None, text: str) -> Any:
         strategy = SimpleNamespace(barrier=lambda: None)
         save = lambda path: Path(path).write_text(text)  # noqa: E731
-        return SimpleNamespace(ckpt_path=ckpt_path, is_global_zero=True, strategy=strategy, save_checkpoint=save)
+        return SimpleNamespace(
+            ckpt_path=ckpt_path, is_global_zero=True, strategy=strategy, save_checkpoint=save, callbacks=[callback_of_mine]
+        )
+
+    callback_of_mine = object()
 
     path = tmp_path / "deep" / "ppo.ckpt"
     for number, resumed in ((1, None), (2, None), (3, str(path))):
         callback, run = StageCheckpoint(str(path)), trainer(None, f"run {number}")
+        run.callbacks.insert(0, callback)
         callback.setup(run, None, "fit")
+        assert run.callbacks == [callback_of_mine, callback]  # whose state is that of the same batch
         run.ckpt_path = resumed  # not known to Lightning before
         callback.save(run)
         callback.save(run)

@@ -18,7 +18,7 @@ HARDWARE=configs/hardware/cpu.yaml
 if grep -qE 'avx512_bf16|amx_bf16' /proc/cpuinfo 2>/dev/null; then
   HARDWARE=configs/hardware/cpu_bf16.yaml # about 4 times faster than float32 on such CPUs
 fi
-for SET in hh_harmless:comparisons:256:128 summeval:ratings:320:112; do
+for SET in hh_harmless:comparisons:96:64 summeval:ratings:320:112; do
   IFS=: read -r NAME FILE QUERY RESPONSE <<<"$SET"
   if [ ! -f "$DATA/$NAME/$FILE.jsonl.gz" ]; then
     echo "$NAME: skipped, $DATA/$NAME/$FILE.jsonl.gz is not there"

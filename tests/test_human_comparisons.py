@@ -68,11 +68,21 @@ def test_from_files_to_table(data: Path, tmp_path: Path) -> None:
         main([
             "fit", "-c", str(ROOT / f"configs/human/{name}.yaml"), "-c", str(ROOT / "configs/hardware/cpu.yaml"),
             "--run_dir", str(tmp_path / name), "--lm", "stories260k", "--task.query_length", str(query),
-            "--task.response_length", str(response), "--model.trainable_layers", "1", "--model.normalise_samples", "8",
+            "--task.response_length", str(response), "--model.num_hidden_layers", "2", "--model.normalise_samples", "8",
             "--model.rollout_batch_size", "8", "--trainer.enable_progress_bar", "false", "--trainer.logger", "false",
             "--trainer.callbacks", "[]",
         ])  # fmt: skip
     assert train[0].ranks == [1, 2, 2]
+    lines = human.probe(str(tmp_path / "hh_harmless"), "stories260k", "1", "5").splitlines()
+    assert len(lines) == 2 + 2 * 2 and lines[2].startswith("| 1 | last token |") and lines[5].startswith("| 5 | mean over")
+    assert lines[5].split(" | ")[2] == "1.000"  # the chosen answers are all the same text
+    # the query is read once for all responses: the states are those of each read by itself
+    lm = human.load_lm("stories260k")
+    (both,) = human.states(lm, train[:1], [5])
+    for text, state in zip(train[0].responses, both, strict=True):
+        ids = human.torch.tensor([[*train[0].prompt, *text]])
+        hidden = lm.model(ids, output_hidden_states=True).hidden_states[5][0, len(train[0].prompt) :].detach().numpy()
+        assert state[0, 0] == pytest.approx(hidden[-1], abs=1e-4) and state[1, 0] == pytest.approx(hidden.mean(0), abs=1e-4)
     lines = human.table(str(tmp_path)).splitlines()
     assert len(lines) == 2 + 2 * 4
     assert "| hh_harmless | length alone | 1.000 |" in lines[3]

@@ -64,6 +64,7 @@ class StageModule(L.LightningModule):
         self.overruled: frozenset[str] = frozenset()  # options of a checkpoint that this run does not have from it
         self.strict_loading = False
         self.register_load_state_dict_post_hook(_lacks_nothing)
+        self.validated = -1  # the last batch, of all epochs, that a validation followed; PPO counts its updates
         self.exported = False  # what a second fit of the same module replaces is its own
         self.run_config: Any = None  # the whole parsed config, set by the command line
         self.run_files: list[str] = []
@@ -172,7 +173,8 @@ class StageModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Options and the stage's state come in."""
-        checkpoint["stage"] = {"name": self.stage, "options": self.options, "state": self.stage_state()}
+        state = {"validated": self.validated, **self.stage_state()}
+        checkpoint["stage"] = {"name": self.stage, "options": self.options, "state": state}
 
     def record_options(self, config: dict[str, Any], files: dict[str, str | None], trainer: L.Trainer) -> None:
         """Take the whole parsed config for run.json, and of it for a resume what decides the numbers; files count by content.
@@ -239,10 +241,39 @@ class StageModule(L.LightningModule):
             raise UsageError("\n".join(problems))
         kept = saved["options"]
         self.overruled = frozenset(k for k in {*kept, *self.options} if kept.get(k) != self.options.get(k))
+        self.validated = saved["state"].get("validated", -1)
         self.load_stage_state(saved["state"])
 
     def on_train_start(self) -> None:
-        """An optimizer's options that a resume was allowed to change: a checkpoint's would stay."""
+        """After a resume: the options of an optimizer that it was allowed to change, where a checkpoint's would stay; and the
+        validation that a kill, after its batch's checkpoint, kept from running."""
+        self._change_optimizers()
+        if self.automatic_optimization and self.trainer.ckpt_path and self.trainer.enable_validation and self.validation_due():
+            self.validate()
+
+    def validation_due(self) -> bool:
+        """Whether one, at Lightning's intervals, belongs behind the last batch and has not been: its own loop skips it, and counts
+        a full epoch as over."""
+        trainer, last = self.trainer, self.trainer.fit_loop.epoch_loop.total_batch_idx
+        if last < 0 or last == self.validated or not isinstance(trainer.val_check_batch, int):
+            return False
+        if trainer.check_val_every_n_epoch is None:
+            return (last + 1) % trainer.val_check_batch == 0
+        epoch, place = divmod(last, int(trainer.num_training_batches))
+        return (epoch + 1) % trainer.check_val_every_n_epoch == 0 and (place + 1) % trainer.val_check_batch == 0
+
+    def validate(self) -> None:
+        """Run the validation, between two batches."""
+        self.trainer.validating = True
+        self.trainer.fit_loop.epoch_loop.val_loop.run()
+        self.trainer.training = True
+
+    def on_validation_end(self) -> None:
+        """Which batch it followed."""
+        if self.automatic_optimization and self.trainer.validating:
+            self.validated = self.trainer.fit_loop.epoch_loop.total_batch_idx
+
+    def _change_optimizers(self) -> None:
         if not any(k.startswith("model.optimizer") for k in self.overruled):
             return
         for optimizer, config in zip(self.trainer.optimizers, self.trainer.lr_scheduler_configs, strict=True):
@@ -273,9 +304,7 @@ class StageModule(L.LightningModule):
         running."""
         trainer = self.trainer
         if trainer.ckpt_path and trainer.enable_validation and not any(k.startswith("val/") for k in trainer.callback_metrics):
-            trainer.validating = True
-            trainer.fit_loop.epoch_loop.val_loop.run()
-            trainer.training = True
+            self.validate()
 
     def on_train_end(self) -> None:
         """Export, on the first rank; a run that was interrupted, or of a batch alone (`fast_dev_run`), exports nothing."""

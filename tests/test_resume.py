@@ -259,6 +259,56 @@ def test_killed_in_each_phase(tiny_run: Path, tmp_path: Path, command: Callable[
         assert run_figures(here / "export") == figures, name
 
 
+VALIDATIONS = {"first": 1, "epoch's end": 2, "second epoch": 3, "last": 4}  # the one in which the process ends
+
+
+def test_a_validation_that_a_kill_kept_from_running_is_made_up(
+    tiny_run: Path, tmp_path: Path, command: Callable[..., list[str]]
+) -> None:
+    """Two epochs of six batches with a validation after each three, killed in each of them: the resume logs the same rows."""
+    (tmp_path / "killer_in.py").write_text(KILLER_IN, encoding="utf-8")
+
+    def arguments(name: str, *flags: str) -> list[str]:
+        here = tmp_path / name
+        here.mkdir(exist_ok=True)
+        saver = {"class_path": "lightning_rlhf.stage.StageCheckpoint", "init_args": {"path": str(here / "last.ckpt"), "every": 3}}
+        callbacks: list[dict[str, Any]] = [saver]
+        if name in VALIDATIONS and not flags:
+            killer = {"class_path": "killer_in.KillIn", "init_args": {"phase": "validation", "left": VALIDATIONS[name]}}
+            callbacks.append(killer)
+        trainer = {
+            "callbacks": callbacks, "max_epochs": 2, "val_check_interval": 3, "limit_val_batches": 1,
+            "logger": {"init_args": {"save_dir": str(here), "name": "logs"}},
+        }  # fmt: skip
+        overlay = {"model": {"init_args": {"output": str(here / "export")}}, "trainer": trainer}
+        (here / "overlay.yaml").write_text(yaml.safe_dump(overlay), encoding="utf-8")
+        return command("reward", tiny_run, *FLAGS["reward"], "-c", str(here / "overlay.yaml"), *flags)
+
+    def of_validations(name: str, version: int) -> list[dict[str, str]]:
+        found = [row for row in rows(tmp_path / name, version) if row["val/loss"]]
+        return [{k: v for k, v in row.items() if v and k != "epoch"} for row in found]  # a full epoch is over in a resume
+
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}",
+                   "OMP_NUM_THREADS": str(torch.get_num_threads())}  # fmt: skip
+    processes = {
+        name: subprocess.Popen(
+            [sys.executable, "-m", "lightning_rlhf", *arguments(name)],
+            env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )
+        for name in VALIDATIONS
+    }  # fmt: skip
+    main(arguments("whole"))
+    expected, figures = of_validations("whole", 0), run_figures(tmp_path / "whole/export")
+    assert len(expected) == len(VALIDATIONS)
+    for name, process in processes.items():
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == -signal.SIGKILL, err
+        main(arguments(name, "--ckpt_path", str(tmp_path / name / "last.ckpt")))
+        assert of_validations(name, 1) == expected[VALIDATIONS[name] - 1 :], name
+        found = run_figures(tmp_path / name / "export")  # nothing was left to train where the last one was made up
+        assert {k: found.get(k, v if name == "last" and k.startswith("train/") else None) for k, v in figures.items()} == figures
+
+
 def run_figures(export: Path) -> dict[str, Any]:
     """The figures of run.json, without clocks."""
     found = json.loads((export / "run.json").read_text(encoding="utf-8"))["figures"]

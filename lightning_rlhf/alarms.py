@@ -83,7 +83,7 @@ class Alarms:
 
     def __init__(self, thresholds: Thresholds) -> None:
         self.thresholds = thresholds
-        self.start: dict[str, float] | None = None  # the first iteration's vitals
+        self.start: dict[str, float] | None = None  # each figure of the first iteration that had one
         self.streak: dict[str, int] = {}  # iterations in a row, by alarm
         self.raised: dict[str, str] = {}  # alarm → what was said first, for run.json
         self.best: tuple[list[float], list[float]] | None = None  # scores and held-out rewards where the latter was highest
@@ -91,8 +91,8 @@ class Alarms:
 
     def judge(self, iteration: int, vitals: Vitals) -> list[str]:
         """The alarms that are raised now, in words."""
-        if self.start is None:
-            self.start = asdict(vitals)
+        start = self.start or {}
+        self.start = {k: start[k] if is_start(k, start.get(k, math.nan)) else value for k, value in asdict(vitals).items()}
         found = self._found(iteration, vitals)
         self.streak = {name: self.streak.get(name, 0) + 1 for name in found}
         told = [name for name, count in self.streak.items() if count == self.thresholds.patience]
@@ -100,7 +100,8 @@ class Alarms:
 
     def _found(self, iteration: int, now: Vitals) -> dict[str, str]:
         """Every alarm whose figure is beyond its threshold → what to say."""
-        limit, start = self.thresholds, Vitals(**self.start or asdict(now))
+        known = self.start or {}
+        limit, start = self.thresholds, Vitals(**{k: v if is_start(k, v) else math.nan for k, v in known.items()})
         found: dict[str, str] = {}
         if limit.entropy is not None and now.entropy < limit.entropy * start.entropy:
             figures = f"{now.entropy:.3f} nats a token, {start.entropy:.3f} at the start"
@@ -159,6 +160,11 @@ class Alarms:
         """Take them up."""
         self.start, self.streak, self.raised, self.best = (state[k] for k in ("start", "streak", "raised", "best"))
         self.over = state.get("over", False)
+
+
+def is_start(name: str, value: float) -> bool:
+    """Whether later iterations can be compared with a figure: a skipped one has none, responses of no token have no length."""
+    return math.isfinite(value) and (value > 0 or name != "length")
 
 
 def negative_kl(per_response: Tensor, tolerance: float, iteration: int) -> str | None:

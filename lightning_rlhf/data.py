@@ -25,6 +25,7 @@ from .records import (
     read_demonstrations,
     read_prompts,
 )
+from .scoring import fill_columns
 from .stage_data import StageData, placed
 from .tasks import Task, TaskTokens, fields_2020, query_2020
 from .tokens import bos_ids, decode, encode, pad_batch
@@ -279,6 +280,7 @@ class PromptData(StageData):
         """Read the prompts."""
         if not self.read_done:
             self.records = {split: placed(path, read_prompts, self.strict) for split, path in self.files.items()}
+            fill_columns([record for rows in self.records.values() for _, record in rows])
             self.read_done = True
 
     def item(self, record: Prompt, where: str) -> tuple[Prompt, list[int]]:

@@ -8,8 +8,10 @@ closed form: the process itself, the files that a load maps, the buffer of a che
 1. It is an estimate: within 25 % of the peak resident memory on a CPU (`benchmarks/estimate.py`). The allocator's rounding,
    threads' buffers and a reward function of your own are not in it. For a GPU the count is of the GPU's memory: what a load, a
    checkpoint and an export take stands in the host's.
-2. Networks that may share frozen blocks are taken to share them: whether they are bit-equal is in the weights.
-3. A sharding strategy (FSDP) is not seen: the bytes are those of a device that holds everything.
+2. Networks that may share frozen blocks are taken to share them: whether they are bit-equal is in the weights. A reward that
+   trained all its weights shares none.
+3. Under a sharding strategy (FSDP2) weights, gradients and the optimizer's state are those of one of so many devices, and the
+   policy is whole while it samples: arithmetic on the roles, not a count.
 
     lightning-rlhf estimate -c configs/sentiment/ppo.yaml -c configs/sentiment/smollm2/ppo.yaml
 """
@@ -18,10 +20,12 @@ from __future__ import annotations
 
 import copy
 import inspect
+import json
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -42,16 +46,18 @@ from .models import config_of, is_reward, load_lm
 from .objective import penalised
 from .ppo import PPOModule
 from .records import Prompt
-from .reward import RewardModule, labels_loss
+from .reward import RewardModule
 from .scalar import ScalarModel, load_scalar
 from .scoring import LearnedReward, is_learned
 from .sft import SFTModule
+from .sharding import is_sharding
 from .stage import StageModule
 from .stage_data import StageData
 
-DRAW, SAMPLE = generation.draw, generation.sample_with
+ADD, DRAW, SAMPLE = memory.SharedWeights.add, generation.draw, generation.sample_with
 SAMPLE_SIGNATURE = inspect.signature(SAMPLE)
 ROLES = ("policy", "value", "reference", "reward", "gradients", "optimizer", "activations", "cache", "buffers", "process")
+NETWORKS = ("policy", "value", "reference", "reward")
 PHASES = ("load", "rollout", "scoring", "update", "checkpoint", "export")
 STEPS = 2  # of sampling that are run; the cache of those left out is added
 MB = 2**20
@@ -71,7 +77,7 @@ class Estimate:
     stage: str
     phases: dict[str, dict[str, int]]
     device: str  # cpu or cuda
-    devices: int  # processes that need as much each
+    devices: int  # processes of one machine, that need as much each
     available: int  # bytes there are on the device
     notes: list[str] = field(default_factory=list)
 
@@ -114,16 +120,21 @@ class Estimate:
         """Why the run is refused, and what to change, the largest part first."""
         phase = self.phases[self.peak_phase]
         trained = phase.get("gradients", 0) + phase.get("optimizer", 0)
-        frozen = sum(phase.get(r, 0) for r in ("policy", "value", "reference", "reward"))
+        frozen = sum(phase.get(r, 0) for r in NETWORKS)
         smaller = "model.micro_batch_size" if self.stage == "ppo" else "data.batch_size"
         if self.peak_phase == "rollout":
             smaller = "data.batch_size" if self.stage == "ppo" else "model.rollout_batch_size"
         passing = phase.get("activations", 0) + phase.get("cache", 0)
+        again = ", model.gradient_checkpointing" if self.peak_phase == "update" else ""
+        networks = {"ppo": "networks that share a trunk (model.value shared, model.lora), model.frozen_dtype bfloat16",
+                    "reward": "model.num_hidden_layers"}.get(self.stage, "")  # fmt: skip
         advice = [
             (passing, "activations and cache", f"a smaller {smaller}, a shorter task.query_length or task.response_length, "
-             "trainer.precision bf16-mixed"),
-            (trained, "gradients and optimizer", "train less (model.trainable_layers, or LoRA)"),
-            (frozen, "weights", "a smaller lm, networks that share a trunk (model.value shared, LoRA)"),
+             f"trainer.precision bf16-mixed{again}"),
+            (trained, "gradients and optimizer", "train less (model.trainable_layers or model.lora, where neither is on)"),
+            (frozen, "weights", ", ".join(filter(None, ("a smaller lm", networks)))),
+            (phase.get("buffers", 0), "files and copies", "a smaller lm, or train less of it"),
+            (phase.get("process", 0), "the process itself", "a larger machine" if self.devices < 2 else "fewer trainer.devices"),
         ]  # fmt: skip
         advice = [one for one in sorted(advice, reverse=True) if one[0] > 0.05 * self.total(self.peak_phase)]
         parts = "; ".join(f"{what} {_mb(size)}: {change}" for size, what, change in advice)
@@ -161,6 +172,7 @@ class StageRun:
         self.notes: list[str] = []
         self.optimizer: Any = None
         self.cache_bytes = 0
+        self.alike = False  # whether the network that is looked at may have the policy's frozen weights
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
         self.meter = Meter(self.by_role)
         self.ranks = max(1, int(trainer.world_size))
@@ -212,7 +224,8 @@ class StageRun:
             rows_at_once = scoring.rows_at_once
             found.append((logprobs, "_rows_of_logits", lambda head: logprobs.rows_of_logits("cuda", head.weight.shape[0])))
             found.append((scoring, "rows_at_once", lambda device, *rest: rows_at_once("cuda", *rest)))
-        found.append((memory, "_equal", self._equal))
+        add = lambda shared, model, adapter=None: self._add(shared, model, adapter)  # noqa: E731
+        found += [(memory.SharedWeights, "add", add), (memory, "_equal", self._equal)]
         found.append((nn.Module, "to", lambda module, *args, **kwargs: module))  # fake parameters have no other place
         autos = (AutoModelForCausalLM, AutoModelForSequenceClassification)
         return found + [(auto, "from_pretrained", self._loader(auto)) for auto in autos]
@@ -230,10 +243,23 @@ class StageRun:
 
         return load
 
-    def _equal(self, one: Tensor, other: Tensor) -> bool:
-        """Frozen weights of one shape are taken as equal where whole blocks are frozen; else a reward trained them all."""
+    def _add(self, shared: memory.SharedWeights, model: Any, adapter: Path | None = None) -> None:
+        """As it is, once it is known whether the network may have the policy's frozen weights."""
         module: Any = self.module
-        return one.shape == other.shape and (module.trainable_layers is not None or module.lora is not None)
+        start = adapter and adapter.parent
+        if start is None and model is getattr(module, "value_trunk", None) and is_reward(module.value_init or ""):
+            start = Path(module.value_init)
+        trained_whole = False
+        if start is not None and is_reward(start):  # else it is not there yet, or no reward
+            made = json.loads((start / "reward.json").read_text(encoding="utf-8"))
+            trained_whole = made.get("trainable_layers") is None and not (adapter and adapter.is_dir())
+        self.alike = (module.trainable_layers is not None or module.lora is not None) and not trained_whole
+        self.alike = self.alike and not is_sharding(self.trainer.strategy)  # each network by itself
+        ADD(shared, model, adapter)
+
+    def _equal(self, one: Tensor, other: Tensor) -> bool:
+        """Frozen weights of one shape are taken as equal where whole blocks are frozen, unless a reward trained them all."""
+        return self.alike and one.shape == other.shape
 
     def _load_reward(self, name: str) -> Any:
         """A learned reward, fake; a function is not called."""
@@ -321,7 +347,11 @@ class StageRun:
             process, available = CONTEXT, torch.cuda.get_device_properties(0).total_memory
             phases_there = [p for p in PHASES if p not in ("load", "checkpoint", "export")]
         found = {p: {**self.meter.roles[p], "process": process} for p in phases_there if p in self.meter.roles}
-        return Estimate(self.module.stage, found, device, self.ranks, available, list(dict.fromkeys(self.notes)))
+        if is_sharding(self.trainer.strategy):
+            self.notes.append(f"weights, gradients and optimizer are divided by the {self.ranks} devices (ModelParallelStrategy)")
+            found = {phase: divided(roles, self.ranks, gathered=phase == "rollout") for phase, roles in found.items()}
+        here = max(1, int(self.trainer.num_devices))
+        return Estimate(self.module.stage, found, device, here, available, list(dict.fromkeys(self.notes)))
 
     def _attach(self) -> None:
         """As much of a Trainer as the phases touch."""
@@ -360,7 +390,7 @@ class StageRun:
                 m.reference_samples = m.sample_reference()
                 m.normalise("before training")
         m._reference.clear()
-        self._step(lambda: labels_loss(m.scores(batch), batch, m.margin, m.centring))
+        self._step(lambda: m.loss(batch)[0])
         if m.normalise_by == "reference_policy":
             self._later_steps("scoring")
 
@@ -398,6 +428,13 @@ class StageRun:
             pass
         with self.meter.during("export", buffers=2 * size):
             pass
+
+
+def divided(roles: dict[str, int], devices: int, gathered: bool) -> dict[str, int]:
+    """Bytes by role on one of the devices that networks are sharded over; `gathered`: the policy stands whole besides."""
+    each = {role: -(-size // devices) if role in (*NETWORKS, "gradients", "optimizer") else size for role, size in roles.items()}
+    each["policy"] = each.get("policy", 0) + (roles.get("policy", 0) if gathered and devices > 1 else 0)
+    return each
 
 
 def cache_bytes(config: Any, element: int) -> int:
@@ -466,7 +503,7 @@ def memory_problem(module: StageModule, data: StageData, trainer: Any) -> str | 
     """Why a run cannot fit into memory, in words; None where it can. Nothing of the run's own is touched."""
     cuda = trainer.strategy.root_device.type == "cuda"
     there = torch.cuda.get_device_properties(0).total_memory if cuda else available_memory()
-    if bound(module, data) * max(1, trainer.world_size) < there / 2:
+    if bound(module, data) * (1 if cuda else max(1, trainer.num_devices)) < there / 2:
         return None
     try:
         found = estimate(copy.deepcopy(module), copy.copy(data), trainer)

@@ -1,5 +1,5 @@
-"""Files of records: JSON lines (`.gz` allowed), one JSON array, CSV, Parquet, Hub datasets → objects with their file and line,
-and back.
+"""Files of records: JSON lines (`.gz` allowed), one JSON array, CSV, Parquet, Arrow as `save_to_disk` writes it, Hub datasets →
+objects with their file and line, and back.
 
 A path is a file, a directory with files of one kind, a glob, or a dataset on the Hugging Face Hub: `owner/name`,
 `owner/name:split` or `owner/name:config:split` (split train by default), where no file of that name is there.
@@ -74,8 +74,9 @@ _BLANK = object()
 
 
 _HUB = re.compile(r"[\w-][\w.-]*/[\w.-]+(:[\w.-]+){0,2}")
-_KINDS = {".jsonl", ".json", ".csv", ".parquet", ".txt", ".story"}  # which no dataset on the Hub is called
-_BESIDE = ("run.json", "dataset_info.json", "dataset_infos.json")  # what a command, or `datasets`, leaves beside records
+_KINDS = {".jsonl", ".json", ".csv", ".parquet", ".arrow", ".txt", ".story"}  # which no dataset on the Hub is called
+# what a command, or `datasets`, leaves beside records
+_BESIDE = ("run.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 
 
 def _is_beside(name: str) -> bool:
@@ -87,8 +88,9 @@ def kind_of(name: str) -> str:
     return os.path.splitext(name.lower().removesuffix(".gz"))[1]
 
 
-def list_files(path: PathLike, kinds: tuple[str, ...] = (".jsonl", ".json", ".csv", ".parquet")) -> list[str]:
-    """The file itself, a directory's files of those kinds (with or without .gz) sorted, or a glob's matches sorted.
+def list_files(path: PathLike, kinds: tuple[str, ...] = (".jsonl", ".json", ".csv", ".parquet", ".arrow")) -> list[str]:
+    """The file itself, a directory's files of those kinds (with or without .gz) sorted, or a glob's matches sorted, in both
+    without what only stands beside records.
 
     Raises:
         DataError: No such file in the directory or for the glob, or several kinds side by side.
@@ -105,13 +107,14 @@ def list_files(path: PathLike, kinds: tuple[str, ...] = (".jsonl", ".json", ".cs
             raise bad(name, None, "a pipe or device", "a file, which is opened more than once")
         return [name]
     else:
-        found = sorted(file for file in glob.glob(name, recursive=True) if os.path.isfile(file))
+        matches = (file for file in glob.glob(name, recursive=True) if not _is_beside(os.path.basename(file)))
+        found = sorted(file for file in matches if os.path.isfile(file))
     zipped = {file[:-3]: os.path.basename(file) for file in found if file.lower().endswith(".gz")}
     if twice := sorted(file for file in found if file in zipped):
         raise bad(name, None, f"{twice[0]} and {zipped[twice[0]]}", "one of the two")
     if not found:
         below = sorted(Path(name).rglob("*")) if os.path.isdir(name) else []
-        deeper = next((f for f in below if kind_of(f.name) in kinds), None)
+        deeper = next((f for f in below if kind_of(f.name) in kinds and not _is_beside(f.name)), None)
         where = f" ({deeper} stands deeper: {name}/**/*{kind_of(deeper.name)} reads subfolders)" if deeper else ""
         raise bad(name, None, "no file", f"a directory with *{', *'.join(kinds)} files, or a glob that matches{where}")
     return found
@@ -206,13 +209,17 @@ def _whole(row: dict[str, Any]) -> dict[str, Any]:
     return {name: made(value) if name in _WHOLE else value for name, value in row.items() if value is not None}
 
 
-def _cells(row: dict[str, str], at: str) -> dict[str, Any]:
-    """A CSV row as the values that it holds; what is not JSON stays text, which the check of that field reports.
+def _cells(row: dict[str, str], at: str, in_ids: bool | None) -> tuple[dict[str, Any], bool | None]:
+    """A CSV row as the values that it holds, and `in_ids`; what is not JSON stays text, which the check of that field reports.
 
-    Texts that read as lists of numbers are token ids where all of a row's do.
+    Texts that read as lists of numbers are token ids (`in_ids`) where all of the file's first ones do; later ones then are, too.
     """
     texts = {name: _ids_or_messages(text, at, name) for name, text in row.items() if _CSV_TEXTS.fullmatch(name)}
-    in_ids = all(isinstance(value, list) and type(value[0]) is int for value in texts.values() if value not in ("", "[]"))
+    filled = {name: value for name, value in texts.items() if value not in ("", "[]")}
+    other = next((name for name, value in filled.items() if isinstance(value, str) or type(value[0]) is not int), None)
+    in_ids = other is None if in_ids is None and filled else in_ids
+    if in_ids and other:
+        raise bad(at, other, show(row[other]), "token ids, as in the file's first row")
     found: dict[str, Any] = dict(row)
     for name, text in row.items():
         if name in _CSV_JSON:
@@ -221,9 +228,9 @@ def _cells(row: dict[str, str], at: str) -> dict[str, Any]:
             found[name] = next(_parsed(text), text)
         elif name in texts and isinstance(value := texts[name], list) and (in_ids or isinstance(value[0], dict)):
             found[name] = value
-        elif text == "[]" and in_ids and any(isinstance(value, list) for value in texts.values()):
+        elif text == "[]" and in_ids:
             found[name] = []
-    return found
+    return found, in_ids
 
 
 def _parsed(text: str) -> Iterator[Any]:
@@ -250,6 +257,14 @@ def _ids_or_messages(text: str, at: str, name: str) -> Any:
     return text
 
 
+def with_messages(row: dict[str, Any], at: str) -> dict[str, Any]:
+    """A row of any container, with the messages that all of its sides hold as texts; in a CSV they are read already."""
+    shapes = (("chosen", "rejected"), ("prompt", "completion"), ("prompt",))
+    sides = next((names for names in shapes if names[-1] in row), ("messages",))
+    held = {name for name in ("prompt", *sides) if isinstance(row.get(name), str) and _MESSAGES.match(row[name])}
+    return {**row, **{name: _ids_or_messages(row[name], at, name) for name in held}} if held >= set(sides) else row
+
+
 def _csv_rows(file: str) -> Iterator[tuple[int, Any]]:
     """By the csv module: pandas would turn the answers "None" and "NA" into nulls, and "42" into a number.
 
@@ -259,6 +274,7 @@ def _csv_rows(file: str) -> Iterator[tuple[int, Any]]:
     csv.field_size_limit(1 << 30)  # its own limit, 128 KB, is shorter than some articles
     with open_bytes(file) as raw, io.TextIOWrapper(raw, "utf-8-sig", errors="surrogateescape", newline="") as handle:
         header: list[str] = []
+        in_ids: bool | None = None
         reader, end = csv.reader(handle, strict=True), 0
         for cells in reader:
             begin, end = end + 1, reader.line_num
@@ -271,17 +287,23 @@ def _csv_rows(file: str) -> Iterator[tuple[int, Any]]:
             elif cells:
                 if len(cells) != len(header):
                     raise csv.Error("more or fewer cells than the header has")
-                yield begin, _whole(_cells(dict(zip(header, cells, strict=True)), f"{file}:{begin}"))
+                row, in_ids = _cells(dict(zip(header, cells, strict=True)), f"{file}:{begin}", in_ids)
+                yield begin, _whole(row)
             yield end, _BLANK
 
 
-def _parquet_rows(file: str) -> Iterator[tuple[int, Any]]:
+def _table_rows(file: str) -> Iterator[tuple[int, Any]]:
     """A null cell is an absent field. By pyarrow, on which `datasets` stands: that holds all of a file that it reads ahead."""
+    from pyarrow import ipc
     from pyarrow.parquet import ParquetFile
 
-    with open_bytes(file) as handle, ParquetFile(handle, pre_buffer=False) as rows:
-        batches = rows.iter_batches(batch_size=256, use_threads=False)
-        for number, row in enumerate(chain.from_iterable(batch.to_pylist() for batch in batches), 1):
+    with open_bytes(file) as handle:
+        if kind_of(file) == ".arrow":
+            batches = ipc.open_stream(handle)
+        else:
+            batches = ParquetFile(handle, pre_buffer=False).iter_batches(batch_size=256, use_threads=False)
+        parts = (batch.slice(start, 256).to_pylist() for batch in batches for start in range(0, batch.num_rows, 256))
+        for number, row in enumerate(chain.from_iterable(parts), 1):
             yield number, _whole(row)
 
 
@@ -327,7 +349,7 @@ def _guarded(file: str, unit: str, rows: Iterator[tuple[int, Any]]) -> Iterator[
                 yield at, number, check(isinstance(value, dict), value, at, None, "a JSON object")
     except DataError:
         raise
-    except (OSError, EOFError, zlib.error, csv.Error, ValueError, RecursionError, RuntimeError) as error:
+    except (OSError, EOFError, zlib.error, csv.Error, ValueError, RecursionError, RuntimeError, OverflowError) as error:
         raise bad(f"{file}:{unit}{number + 1}", None, *_explain(error, not unit and kind_of(file) != ".csv")) from error
     if empty:
         raise bad(f"{file}:{unit}1", None, "an empty file", "at least one record")
@@ -340,7 +362,7 @@ def read_rows(path: PathLike) -> Iterator[Row]:
         return
     for file in list_files(path):
         kind, head = kind_of(file), b""
-        if kind not in (".csv", ".parquet"):
+        if kind not in (".csv", ".parquet", ".arrow"):
             try:
                 with open_bytes(file) as handle:
                     head = handle.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
@@ -348,8 +370,8 @@ def read_rows(path: PathLike) -> Iterator[Row]:
                 pass  # _json_lines meets the same error, where it gets its line number
         if kind == ".csv":
             yield from _guarded(file, "", _csv_rows(file))
-        elif kind == ".parquet":
-            yield from _guarded(file, "row ", _parquet_rows(file))
+        elif kind in (".parquet", ".arrow"):
+            yield from _guarded(file, "row ", _table_rows(file))
         elif head.startswith(b"["):
             yield from _guarded(file, "item ", _json_array(file))
         else:
@@ -373,7 +395,7 @@ def read_jsonl(path: PathLike) -> Iterator[tuple[str, int, dict]]:
 
 def _plain(row: Any, at: str) -> dict:
     """A dict as it is; a dataclass without its None fields and with its `meta` at the top level, under
-    `meta` what there has the name of a field."""
+    `meta` what there has the name of a field, or would make a pair of its responses."""
     if isinstance(row, dict):
         return row
     if not is_dataclass(row) or isinstance(row, type):
@@ -381,6 +403,7 @@ def _plain(row: Any, at: str) -> dict:
     names = [f.name for f in fields(row) if f.name != "meta"]
     meta = getattr(row, "meta", {})
     own = {name: getattr(row, name) for name in names if getattr(row, name) is not None}
+    names += [side for side in ("chosen", "rejected") if meta.get(side) in own.get("responses", ())]
     clash = {name: value for name, value in meta.items() if name in names}
     rest = {name: value for name, value in meta.items() if name not in names}
     if clash:

@@ -8,7 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from .files import DataError, PathLike
@@ -98,10 +98,20 @@ def exchange(one: Path, other: Path) -> bool:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or each file of a folder, is on disk."""
-    for file in [path] if path.is_file() else [f for f in path.rglob("*") if f.is_file()]:
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
+    """Wait until a file, or a folder with all that is in it, is on disk."""
+    for there in [path, *(path.rglob("*") if path.is_dir() else ())]:
+        if there.is_file() or there.is_dir():
+            sync_one(there)
+
+
+def sync_one(path: Path) -> None:
+    """Wait until a file is on disk, or the names in a folder (which some file systems do not offer)."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        with suppress(OSError) if path.is_dir() else nullcontext():
+            os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def put_in_place(partial: Path, path: Path) -> None:
@@ -121,6 +131,7 @@ def put_in_place(partial: Path, path: Path) -> None:
         folder = path.with_name(f".{path.name}.{time.time_ns()}")
         partial.rename(folder)
         point(path, folder)
+    sync_one(path.parent)
     for folder in older:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -144,6 +155,7 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
             path.rename(old)
         if not path.exists():
             partial.rename(path)
+        sync_one(path.parent)
         with suppress(OSError):
             remove(old)
     finally:

@@ -5,7 +5,7 @@ Sources: the label files of arXiv 1909.08593 (2019) and arXiv 2009.01325 (2020),
 stripped here, so that no later stage needs to know it; (2) pairs have the chosen response first, those of
 2020 too (`meta["choice"]` is its place in the file); (3) where chosen and rejected are plain texts without a
 prompt, the prompt is what they share from the start, cut back to the last label of an answer ("Answer:") or
-else to a whole word (TRL cuts at the first character that differs); (4) SummEval's ratings become one
+else to a whole word, in Chinese and Japanese a character (TRL cuts at the first that differs); (4) SummEval's ratings become one
 ranking of all systems of an article, by the sum of the four means, to six digits; `pairs` gives its untied
 pairs (11,342 of 100 articles; sums of floats as they are differ in their last digit, which makes pairs of
 some ties). Its file with a line a summary is the one format that is not streamed: an article's lines may
@@ -49,7 +49,12 @@ ANSWERS = re.compile(  # what an answer begins after, at a line's start or as a 
     re.IGNORECASE,
 )
 REPEATED = 20  # characters of a prompt that no answer repeats by chance
-PROMPTS_ELSEWHERE = ("question", "input", "instruction", "query", "trajectory")  # names of prompts in others' files
+PROMPTS_ELSEWHERE = (  # names of prompts in others' files
+    "question", "input", "instruction", "query", "trajectory", "post", "article", "context", "history", "document", "text",
+    "problem", "conversation", "conversations", "system",
+)  # fmt: skip
+ASKING = ("user", "human", "system")  # roles whose message is no answer
+CJK = re.compile("[\u3000-\u30ff\u31f0-\u31ff\u3400-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff]")  # needs no spaces
 SUMMEVAL_AXES = ("coherence", "consistency", "fluency", "relevance")
 
 
@@ -123,17 +128,26 @@ def _answer(prompt: list[dict], side: Text) -> Text:
     turns = cast(list[dict], side)
     if list(map(_turn, turns[: len(prompt)])) == list(map(_turn, prompt)):
         turns = turns[len(prompt) :]
-    if turns and turns[0]["role"] in ("user", "system"):
+    if turns and turns[0]["role"] in ASKING:
         raise Unusable("prompts differ")
-    if turns and turns[-1]["role"] in ("user", "system", "tool"):
+    if turns and turns[-1]["role"] in (*ASKING, "tool"):
         raise Unusable("no answer at the end")
+    if turns and not turns[-1]["content"].strip():
+        raise Unusable("empty response")
     return turns
 
 
 def _without(prompt: str, sides: list[Text]) -> list[Text]:
-    """Answers without the prompt that all of them repeat; one so short that an answer may begin with it stays."""
-    repeated = len(prompt.strip()) >= REPEATED and all(isinstance(side, str) and side.startswith(prompt) for side in sides)
-    return [side[len(prompt) :] for side in sides] if repeated else sides
+    """Answers without the prompt that they repeat; one so short that an answer may begin with it stays, as does an answer that is
+    the prompt and no more where the other does not repeat it."""
+    repeats = [len(prompt.strip()) >= REPEATED and isinstance(side, str) and side.startswith(prompt) for side in sides]
+    return [s[len(prompt) :] if again and (all(repeats) or s != prompt) else s for s, again in zip(sides, repeats, strict=True)]
+
+
+def _is_hh(side: Any) -> bool:
+    """Whether a side is a whole dialogue of the format hh."""
+    text = side.replace("\r\n", "\n") if isinstance(side, str) else ""
+    return text.startswith(HH_ASKED) and HH_MARKER in text
 
 
 def _pair(record: dict, at: str) -> Comparison:
@@ -142,8 +156,12 @@ def _pair(record: dict, at: str) -> Comparison:
         chosen, rejected = (_answer(prompt, side) for side in (chosen, rejected))  # type: ignore[arg-type]
     elif isinstance(prompt, str):
         chosen, rejected = _without(prompt, [chosen, rejected])
+    if all(map(_is_hh, (chosen, rejected))):
+        raise bad(at, "chosen", "a dialogue of the format hh", "answers alone in the format pair; one format a file")
     margin = optional(record, at, "margin", a_number)
     check_texts(prompt, [chosen, rejected], at, "chosen", "rejected")
+    if kind(chosen) == kind(rejected) == "messages" and list(map(_turn, chosen)) == list(map(_turn, rejected)):  # type: ignore[arg-type]
+        raise Unusable("identical responses")
     meta = rest_of(record, "prompt", "chosen", "rejected", "margin")
     return Comparison(prompt, [chosen, rejected], best=0, margin=margin, meta=meta)
 
@@ -181,13 +199,17 @@ def _pair_implicit(record: dict, at: str) -> Comparison:
     )
 
 
+class Derived(str):
+    """A prompt that is what two texts share: it may hold words of the answers, of which `splits` has to know."""
+
+
 def pair_of_texts(record: dict, at: str, asked_for: bool = False) -> Comparison:
     """Texts without a prompt: the prompt is what the two share from the start, whole words only, up to an answer's label.
 
     Where the format was not asked for, a dialogue of HH is none of them.
     """
     chosen, rejected = (a_string(record[name], at, name) for name in ("chosen", "rejected"))
-    if not asked_for and all(side.startswith(HH_ASKED) and HH_MARKER in side for side in (chosen, rejected)):
+    if not asked_for and all(map(_is_hh, (chosen, rejected))):
         expected = "one format a file, as the first record's: pair_implicit, plain texts"
         raise bad(at, "chosen", "a dialogue of the format hh", expected)
     same = len(_shared(chosen, rejected))
@@ -198,17 +220,17 @@ def pair_of_texts(record: dict, at: str, asked_for: bool = False) -> Comparison:
     if not same:
         raise Unusable("prompts differ")
     _agree(optional(record, at, "prompt", a_text), chosen[:same])
-    return _pair({**record, "prompt": chosen[:same], "chosen": chosen[same:], "rejected": rejected[same:]}, at)
+    return _pair({**record, "prompt": Derived(chosen[:same]), "chosen": chosen[same:], "rejected": rejected[same:]}, at)
 
 
 def _shared(a: str, b: str) -> str:
-    """The longest text that both start with and after which, in both, a space or the end comes; where its last line begins with
-    an answer's label, up to that.
+    """The longest text that both start with and after which, in both, a space or the end comes, or which is cut beside a Chinese
+    or Japanese character; where its last line begins with an answer's label, up to that.
 
     Without the label, one question would be as many queries as its answers share words.
     """
     for end in range(len(os.path.commonprefix((a, b))), 0, -1):  # noqa: RUF071
-        if all(end == len(text) or text[end].isspace() for text in (a, b)):
+        if all(end == len(text) or text[end].isspace() or CJK.search(text, end - 1, end + 1) for text in (a, b)):
             labels = [label.end() for label in ANSWERS.finditer(a[:end]) if "\n" not in a[label.end() : end]]
             return a[: labels[-1]] if labels else a[:end]
     return ""
@@ -232,6 +254,8 @@ def _hh(record: dict, at: str) -> Comparison:
         raise Unusable("prompts differ")
     (prompt, chosen), (_, rejected) = sides.values()
     _agree(optional(record, at, "prompt", a_text), prompt)
+    if not prompt.replace(HH_ASKED.strip(), "").replace(HH_MARKER.strip(), "").strip():
+        raise Unusable("empty prompt")
     return _pair({**record, "prompt": prompt, "chosen": chosen, "rejected": rejected}, at)
 
 
@@ -330,10 +354,13 @@ def _rated(record: dict, at: str) -> Comparison:
 def _query_2020(record: dict, at: str) -> tuple[str, dict[str, Any]]:
     """The prompt of a 2020 record and, for its meta, where it is from (`source`) and the rest of `info`."""
     info = a_dict(record["info"], at, "info")
-    source = "tldr" if info.get("article") is None else "cnndm"
+    article, post = (info.get(name) for name in ("article", "post"))
+    source = "tldr" if article is None or (post is not None and not str(article).strip()) else "cnndm"
     names = ("subreddit", "title", "post") if source == "tldr" else ("article",)
     a_dict(info, at, "info", *names)
     texts = [a_string(info[name], at, f"info.{name}") for name in names]
+    if not "".join(texts[-2:]).strip():  # the title and the post, or the article
+        raise Unusable("empty prompt")
     form = QUERY_2020 if source == "tldr" else "Article:\n\n{article}\n\nTL;DR:"
     query = form.format(**dict(zip(names, texts, strict=True)))
     return query, {"source": source, "info": rest_of(info, "post", "article")}
@@ -360,6 +387,7 @@ def _openai_2020_axis(record: dict, at: str) -> Comparison:
     if axes.get("overall") is None:
         raise Unusable("no overall rating")
     rating = a_number(axes["overall"], at, "summary.axes.overall")
+    check(1 <= rating <= 7, rating, at, "summary.axes.overall", "a number from 1 to 7")
     check_texts(prompt, [text], at, "summary.text")
     about["summary"] = rest_of(summary, "text")
     return Comparison(prompt, [text], ratings=[rating], meta=rest_of(record, "info", "summary") | about)
@@ -372,7 +400,7 @@ def _in_messages(record: dict) -> bool:
     """Dialogues in messages, alone or beside a `prompt` string that repeats a user's message."""
     sides = [record["chosen"], record["rejected"]]
     in_messages = all(isinstance(side, list) and side and isinstance(side[0], dict) for side in sides)
-    return in_messages and isinstance(record.get("prompt", ""), str)
+    return in_messages and (not record.get("prompt") or isinstance(record["prompt"], str))
 
 
 def _has_sides(record: dict) -> bool:
@@ -384,24 +412,37 @@ def _in_hh(record: dict) -> bool:
 
 
 def _is_repeated_hh(record: dict) -> bool:
-    """HH's dialogues beside a prompt that they repeat."""
+    """HH's dialogues beside a prompt, which stands in them."""
     prompt, sides = record["prompt"], (record["chosen"], record["rejected"])
     in_texts = isinstance(prompt, str) and all(isinstance(side, str) for side in sides)
-    return in_texts and _in_hh(record) and all(side.strip().startswith(prompt.strip()) for side in sides)
+    repeated = in_texts and _in_hh(record) and all(side.strip().startswith(prompt.strip()) for side in sides)
+    return repeated or all(map(_is_hh, sides))
+
+
+def prompts_elsewhere(record: dict) -> list[str]:
+    """Columns of other names that may hold the prompt; a `system` of one word says where a record is from."""
+    names = [name for name in PROMPTS_ELSEWHERE if record.get(name)]
+    is_label = re.compile(r"[!-~]*[\w/]", re.ASCII).fullmatch
+    return [name for name in names if not (name == "system" and is_label(str(record[name])))]
 
 
 def _in_texts(record: dict) -> bool:
     """Plain texts that begin alike; whatever else is called chosen and rejected is no format of ours."""
     sides = record["chosen"], record["rejected"]
     shared = _shared(*sides) if all(isinstance(side, str) for side in sides) else ""
-    return bool(shared) and all(str(record[name]).strip() in shared for name in PROMPTS_ELSEWHERE if record.get(name))
+    return bool(shared) and all(str(record[name]).strip() in shared for name in prompts_elsewhere(record))
+
+
+def _no_pair(record: dict) -> bool:
+    """Not {prompt, chosen, rejected}, which say what the label is."""
+    return any(record.get(name) is None for name in ("prompt", "chosen", "rejected"))
 
 
 def _no_sides(record: dict) -> bool:
     """Not {chosen, rejected} of the same responses, which say what the label is."""
-    sides = [record.get(side) for side in ("chosen", "rejected")]
     responses = record.get("responses") or [record.get("response")]
-    return None in sides or not all(response in sides for response in responses)
+    sides = record.get("chosen"), record.get("rejected")
+    return _no_pair(record) or not isinstance(responses, list) or not all(response in sides for response in responses)
 
 
 FORMATS: dict[str, str] = {
@@ -420,16 +461,16 @@ FORMATS: dict[str, str] = {
     "hh": "{prompt?, chosen, rejected, margin?}, dialogues in strings with '\\n\\nHuman:' and '\\n\\nAssistant:'",
 }
 COMPARISONS = (  # tried in this order: ours first, whose meta may hold another format's fields
-    Layout("best_of_n", ("prompt", "responses", "best"), _responses),
-    Layout("ranked", ("prompt", "responses", "ranks"), _responses),
-    Layout("votes", ("prompt", "responses", "votes"), _votes),
-    Layout("rating", ("prompt", "responses", "ratings"), _responses),
+    Layout("best_of_n", ("prompt", "responses", "best"), _responses, _no_sides),
+    Layout("ranked", ("prompt", "responses", "ranks"), _responses, _no_sides),
+    Layout("votes", ("prompt", "responses", "votes"), _votes, _no_sides),
+    Layout("rating", ("prompt", "responses", "ratings"), _responses, _no_sides),
     Layout("scalar_compare", ("prompt", "responses", "margin"), _responses, _no_sides),
-    Layout("openai_2020", ("info", "summaries", "choice"), _openai_2020),
-    Layout("openai_2020_axis", ("info", "summary"), _openai_2020_axis),
-    Layout("openai_2019", ("query", "sample0", "sample1", "best"), _openai_2019),
-    Layout("scalar_compare", ("query", "sample0", "sample1", "difference"), _openai_2019),
-    Layout("rating", ("query", "sample", "score"), _rated),
+    Layout("openai_2020", ("info", "summaries", "choice"), _openai_2020, _no_pair),
+    Layout("openai_2020_axis", ("info", "summary"), _openai_2020_axis, _no_pair),
+    Layout("openai_2019", ("query", "sample0", "sample1", "best"), _openai_2019, _no_pair),
+    Layout("scalar_compare", ("query", "sample0", "sample1", "difference"), _openai_2019, _no_pair),
+    Layout("rating", ("query", "sample", "score"), _rated, _no_pair),
     Layout("rating", ("prompt", "response", "rating"), _rated, _no_sides),
     Layout("pair_implicit", ("chosen", "rejected"), _pair_implicit, _in_messages),
     Layout("hh", ("prompt", "chosen", "rejected"), _hh, _is_repeated_hh),

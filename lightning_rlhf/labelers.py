@@ -36,7 +36,7 @@ from .models import (
 from .people import all_alike, answers_file, answers_of_people, answers_problem, request, unreadable, with_best
 from .records import Prompt, read_prompts
 from .runinfo import RunInfo
-from .scoring import call_problems, call_reward, code_of, load_callable
+from .scoring import call_problems, call_reward, code_of, fill_columns, load_callable
 from .tasks import Task, TaskTokens, UsageError, task_tokens
 from .tokens import decode, encode, pad_batch
 
@@ -185,6 +185,7 @@ def label(
     limits = {"train": train, "val": val}
     found = {s: list(read_prompts(file).placed())[: limits[s]] for s, file in files.items()}
     every_prompt = [row for rows in found.values() for row in rows]
+    fill_columns([prompt for _, prompt in every_prompt])
     if unfit := unreadable(every_prompt) if people is not None else call_problems(labeler, every_prompt):
         raise DataError("\n".join(unfit))
     tokenizer = load_tokenizer(lm)
@@ -303,7 +304,7 @@ def compare(reward: Any, prompts: list[Prompt], texts: list[list[str]], label_ty
         judged: dict[str, Any] = {"ratings": scores} if label_type == "scalar_rating" else {"best": choice(scores)}
         if label_type == "ranked":
             judged["ranks"] = [1 + sum(other > one for other in scores) for one in scores]
-        named = {k: v for k, v in prompt.meta.items() if k == "id"}
+        named = {k: v for k, v in prompt.meta.items() if k == "id" and v is not None}
         named |= {"reference": prompt.reference} if prompt.reference is not None else {}
         made.append({"prompt": prompt.prompt, "responses": responses, **judged, "labeler_scores": scores, **named})
     return made

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +21,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
+from .blocks import blocks_of
 from .tasks import UsageError
 
 NAME = "default"  # peft's name of the one adapter
@@ -36,11 +39,13 @@ class LoRA:
         alpha: Their output is scaled by alpha / r.
         target_modules: `all-linear`: every linear layer but the output embedding; null: peft's choice for the family; or the
             layers' names, such as [q_proj, v_proj].
+        top_blocks: They are on so many of the top blocks alone; null: on all.
     """
 
     r: int = 16
     alpha: float = 32.0
     target_modules: str | list[str] | None = "all-linear"
+    top_blocks: int | None = None
 
 
 def lora_problems(lora: LoRA | None, trainable_layers: int | None) -> list[str]:
@@ -52,6 +57,9 @@ def lora_problems(lora: LoRA | None, trainable_layers: int | None) -> list[str]:
         problems.append(f"model.lora.r: found {lora.r}, expected at least 1")
     if not lora.alpha > 0:
         problems.append(f"model.lora.alpha: found {lora.alpha}, expected above 0")
+    if lora.top_blocks is not None and (lora.top_blocks < 1 or lora.target_modules is None):
+        found = f"{lora.top_blocks} with model.lora.target_modules {lora.target_modules}"
+        problems.append(f"model.lora.top_blocks: found {found}, expected at least 1, and names of layers or all-linear")
     if lora.target_modules == []:
         problems.append("model.lora.target_modules: found an empty list, expected names of layers, all-linear or null")
     if trainable_layers is not None:
@@ -66,14 +74,15 @@ def add_lora(model: Any, lora: LoRA, seed: int) -> None:
     """Put adapters on a language model or a trunk, in place: they alone train. A seed and a shape give the same A.
 
     Raises:
-        UsageError: The model has no such layers, or they are its embeddings, whose weights may be tied.
+        UsageError: The model has no such layers, or they are its embeddings, whose weights may be tied, or stacked experts.
     """
     from peft import LoraConfig, inject_adapter_in_model
     from transformers.pytorch_utils import Conv1D
 
     gpt2 = any(isinstance(module, Conv1D) for module in model.modules())  # weights are (in, out)
+    target = lora.target_modules if lora.top_blocks is None else _in_top_blocks(model, lora, (nn.Linear, Conv1D))
     config = LoraConfig(
-        r=lora.r, lora_alpha=lora.alpha, target_modules=lora.target_modules, lora_dropout=0.0, fan_in_fan_out=gpt2,  # type: ignore[arg-type]
+        r=lora.r, lora_alpha=lora.alpha, target_modules=target, lora_dropout=0.0, fan_in_fan_out=gpt2,  # type: ignore[arg-type]
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -83,9 +92,11 @@ def add_lora(model: Any, lora: LoRA, seed: int) -> None:
             raise UsageError(f"model.lora.target_modules: {error}") from None
     names = [name for name, _ in lora_layers(model)]
     embeddings = (model.get_input_embeddings(), model.get_output_embeddings())
-    wrong = [name for name, layer in lora_layers(model) if layer in embeddings]
+    wrong = [f"the embedding {name!r}" for name, layer in lora_layers(model) if layer in embeddings]
+    plain = (nn.Linear, Conv1D)
+    wrong += [f"{name!r}, no linear layer" for name, layer in lora_layers(model) if not isinstance(layer.get_base_layer(), plain)]
     if wrong or not names:
-        found = f"the embedding {wrong[0]!r}" if wrong else "no layer of that name"
+        found = wrong[0] if wrong else "no layer of that name"
         expected = "expected linear layers between the embeddings"
         raise UsageError(f"model.lora.target_modules: {lora.target_modules} is {found}, {expected}")
     each = [] if isinstance(lora.target_modules, str) else lora.target_modules or []
@@ -94,6 +105,18 @@ def add_lora(model: Any, lora: LoRA, seed: int) -> None:
     for name, p in model.named_parameters():
         p.requires_grad_(".lora_" in name)
     model.eval()  # modules that are new start in training mode
+
+
+def _in_top_blocks(model: Any, lora: LoRA, kinds: tuple[type, ...]) -> list[str]:
+    """Names of the layers that `target_modules` means, of the top blocks alone."""
+    blocks, most, asked = blocks_of(model), lora.top_blocks or 0, lora.target_modules
+    if most > len(blocks):
+        raise UsageError(f"model.lora.top_blocks: found {most}, expected at most the {len(blocks)} blocks that there are")
+    within = {module for block in blocks[-most:] for module in block.modules()}
+    names = [name for name, module in model.named_modules() if module in within and isinstance(module, kinds)]
+    if isinstance(asked, list):
+        return [name for name in names if any(f".{name}".endswith(f".{one}") for one in asked)]
+    return names if asked == "all-linear" else [name for name in names if re.fullmatch(str(asked), name)]
 
 
 def lora_layers(model: nn.Module) -> list[tuple[str, Any]]:
@@ -134,7 +157,10 @@ def merge_adapters(model: Any) -> Any:
         given, found = (getattr(module, "base_layer", module) for module in ends)
         if given.weight is found.weight:
             found.weight = nn.Parameter(found.weight.detach().clone())
+    replaced: list[str] = []
     for name, module in list(model.named_modules()):
+        if any(name.startswith(f"{wrapper}.") for wrapper in replaced):
+            continue
         if hasattr(module, "unload_and_optionally_merge_module"):  # a layer that was trained whole
             plain = module.unload_and_optionally_merge_module(merge=True, safe_merge=True, adapter_names=None)
         elif isinstance(module, BaseTunerLayer):
@@ -143,6 +169,7 @@ def merge_adapters(model: Any) -> Any:
         else:
             continue
         replace_module(model, name, plain)
+        replaced.append(name)
     _forget_peft(model)
     ends = [model.get_input_embeddings(), model.get_output_embeddings()]
     if None not in ends and model.config.tie_word_embeddings:  # else a resize would tie again what is two weights now
@@ -323,16 +350,23 @@ def merged_weight(weight: Tensor, lora_a: Tensor, lora_b: Tensor, scaling: float
     return (delta.T if transposed else delta).add(weight.detach()).to(weight.dtype)
 
 
-def read_adapter(directory: Path, prefix: str) -> dict[str, tuple[Tensor, Tensor, float, bool]]:
-    """What `save_adapter` wrote: {layer's name in the trunk: (A, B, alpha / r, transposed)}; nothing where there is none."""
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """A file of weights; in an estimate they are read all the same, and then as fake as the others."""
     from safetensors.torch import load_file
 
+    with _disable_current_modes():
+        found = load_file(file)
+    return {name: weight.clone() for name, weight in found.items()}
+
+
+def read_adapter(directory: Path, prefix: str) -> dict[str, tuple[Tensor, Tensor, float, bool]]:
+    """What `save_adapter` wrote: {layer's name in the trunk: (A, B, alpha / r, transposed)}; nothing where there is none."""
     if not (directory / WEIGHTS_FILE).is_file():
         return {}
     if not (directory / CONFIG_FILE).is_file():
         raise UsageError(f"{directory}: found {WEIGHTS_FILE} without {CONFIG_FILE}, expected both")
     config = json.loads((directory / CONFIG_FILE).read_text(encoding="utf-8"))
-    weights = {_bare(k).removeprefix(f"{prefix}."): v for k, v in load_file(directory / WEIGHTS_FILE).items()}
+    weights = {_bare(k).removeprefix(f"{prefix}."): v for k, v in read_weights(directory / WEIGHTS_FILE).items()}
     names = [k.removesuffix(".lora_A.weight") for k in weights if k.endswith(".lora_A.weight")]
     scaling, transposed = config["lora_alpha"] / config["r"], bool(config["fan_in_fan_out"])
     return {n: (weights[f"{n}.lora_A.weight"], weights[f"{n}.lora_B.weight"], scaling, transposed) for n in names}

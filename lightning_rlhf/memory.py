@@ -20,6 +20,7 @@ class SharedWeights:
 
     def __init__(self) -> None:
         self.kept: dict[str, list[nn.Parameter]] = {}
+        self.networks: list[Any] = []
 
     def add(self, model: Any, adapter: Path | None = None) -> None:
         """Share a network's frozen parameters with those added before it.
@@ -29,6 +30,7 @@ class SharedWeights:
             adapter: Where the adapters lie that were merged into it; a layer that is one of the weights added before and its
                 adapter's product, bit for bit, becomes a `MergedLinear`.
         """
+        self.networks.append(model)
         self._take_adapters(model, adapter)
         for place, module in _places(model):
             for name, p in module.named_parameters(recurse=False):

@@ -182,9 +182,17 @@ def start_of(found: str) -> str | None:
     return None if base == found else base
 
 
+TABLES = {"opt", "gpt_neo", "biogpt"}  # families whose table of positions has the name that others give to a rotary one's length
+
+
 def positions_of(name: str) -> int | None:
     """The positions of a model that has a table of them (GPT-2); None: of any other, which reads on."""
-    return None if find_lm(name).endswith(".gguf") else getattr(config_of(name), "n_positions", None)
+    return None if find_lm(name).endswith(".gguf") else table_of(config_of(name))
+
+
+def table_of(config: Any) -> int | None:
+    """The length of a config's table of positions, where it has one."""
+    return getattr(config, "max_position_embeddings" if config.model_type in TABLES else "n_positions", None)
 
 
 def position_problems(name: str, task: Task) -> list[str]:
@@ -344,10 +352,15 @@ def without_pad(model: Any, rows: int) -> None:
 
 @torch.no_grad()
 def _check_head(model: Any, name: str) -> None:
-    """Our logits come from hidden state and output embedding; a model that does more to them is refused."""
+    """Our logits come from hidden state and output embedding; a model that does more to them is refused, and one that keeps a
+    state in place of keys and values."""
+    kinds = set(getattr(model.config, "layer_types", None) or ()) - {"full_attention", "sliding_attention", "chunked_attention"}
+    if getattr(model, "_is_stateful", False) or kinds:
+        raise UsageError(f"model {name!r}: found {type(model).__name__}, which keeps a state, expected keys and values a token")
     tokens = torch.arange(4).unsqueeze(0)
     ours = logits_of(model, hidden_states(model, tokens, torch.ones_like(tokens, dtype=torch.bool)))
-    if not torch.allclose(ours.float(), model(input_ids=tokens).logits.float(), atol=1e-3, rtol=1e-3):
+    capped = getattr(model.config, "final_logit_softcapping", None) is not None  # small logits hardly show it
+    if capped or not torch.allclose(ours.float(), model(input_ids=tokens).logits.float(), atol=1e-3, rtol=1e-3):
         raise UsageError(f"model {name!r}: its logits are not lm_head(last hidden state); such models are not supported")
 
 

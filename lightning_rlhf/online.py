@@ -31,12 +31,12 @@ from .folders import point
 from .generation import seed_for
 from .labelers import answer, compare, redraw_problems
 from .models import LM, find_lm, load_on_device, load_tokenizer, position_problems, precision_problems, run_context
-from .people import all_alike, answers_file, answers_of_people, answers_problem, request, unreadable, with_best
+from .people import all_alike, answers_file, answers_of_people, answers_problem, by_lot, request, unreadable, with_best
 from .ppo import PPOModule
 from .records import Prompt, read_prompts
 from .reward import RewardModule
 from .runinfo import RunInfo
-from .scoring import call_problems, load_callable
+from .scoring import call_problems, fill_columns, load_callable
 from .splits import normalised
 from .stage import StageCheckpoint, StageModule
 from .tasks import Task, TaskTokens, UsageError, task_tokens
@@ -149,7 +149,9 @@ class Collector:
                 rows[i] = row
             places = [i for i in places if undecided(rows[i])]
             if not places:
-                break
+                return rows
+        what = "nothing can be preferred" if self.people else "nothing is preferred, so that the best is drawn by lot,"
+        print(f"labels {split}: in {len(places)} of {count} {what} after {REDRAWN} other prompts")
         return rows
 
     def collect(self, split: str, prompts: list[Prompt], begin: int, end: int, num_samples: int, round_number: int) -> None:
@@ -185,8 +187,8 @@ class Collector:
         told = [rendered(p, self._load()[0].tokenizer, "prompts") for p in prompts]
         rows = compare(load_callable(self.labeler), told, texts, "ranked")
         rows = [{**r, "id": a["id"], "round": round_number} for r, a in zip(rows, asked, strict=True)]
-        # of several that are liked best one by lot: in a validation label the policy's stand before the reference's
-        return [{k: v for k, v in with_best(row).items() if k != "ranks"} for row in rows]
+        # of several that are liked best, or of all, one by lot: in a validation label the policy's stand before the reference's
+        return [by_lot(row) for row in rows]
 
     def ask_people(self) -> None:
         """Append the labels that people give; the questions of both splits are asked at once.
@@ -230,12 +232,22 @@ def stage_config(file: Path, options: dict[str, Any]) -> Path:
     return file
 
 
+def fit_words(configs: list[str], *more: Path) -> list[str]:
+    """The command of a stage."""
+    return ["fit", *(word for file in [*configs, *map(str, more)] for word in ("-c", file))]
+
+
+def starts_from(ppo: StageModule, reward: Path) -> bool:
+    """Whether the value network starts from this reward model, by whatever name."""
+    name = getattr(ppo, "value_init", None)
+    return name is not None and Path(name).resolve() == reward.resolve()
+
+
 def fit(configs: list[str], overlay: Path, checkpoint: Path) -> None:
     """`lightning-rlhf fit`, from the checkpoint where there is one; each round has a reward model of its own."""
-    words = [word for file in [*configs, str(overlay)] for word in ("-c", file)]
     anew = '["model.reward", "model.value_init"]'  # that a value network began from the first one stays so
     resumed = ["--ckpt_path", str(checkpoint), "--allow_changed", anew] if checkpoint.exists() else []
-    run_fit(["fit", *words, *resumed])
+    run_fit([*fit_words(configs, overlay), *resumed])
 
 
 def online(
@@ -303,7 +315,7 @@ def online(
         problems += missing if configs else [f"{stage}: found no config file, expected at least one"]
         if configs and not missing:
             try:
-                found = parsed(["fit", *(word for file in configs for word in ("-c", file))])
+                found = parsed(fit_words(configs))
                 if not isinstance(found, made):
                     problems.append(f"{stage}: found configs of {type(found).__name__}, expected those of {made.__name__}")
             except UsageError as error:
@@ -316,6 +328,7 @@ def online(
     if problems := position_problems(lm, task):
         raise UsageError("\n".join(problems))
     queries = list(read_prompts(prompts).placed())
+    fill_columns([query for _, query in queries])
     tokenizer = load_tokenizer(lm)
     for where, query in queries:
         rendered(query, tokenizer, where)
@@ -353,11 +366,16 @@ def online(
             checkpoint = folder / "checkpoints" / "ppo.ckpt"
             stop = {"class_path": "lightning_rlhf.online.RoundEnd", "init_args": {"path": str(checkpoint), "iteration": end}}
             sizes = {"train": prompts, "batch_size": ppo_batch_size, "total_episodes": total_episodes}
+            model = {"output": str(here / "ppo")}
             changes = {
-                **common, "run_dir": str(folder), "model": {"init_args": {"output": str(here / "ppo")}},
-                "data": {"init_args": sizes}, "trainer": {"callbacks+": [stop]},
+                **common, "run_dir": str(folder), "model": {"init_args": model}, "data": {"init_args": sizes},
+                "trainer": {"callbacks+": [stop]},
             }  # fmt: skip
-            fit(ppo, stage_config(here / "ppo.yaml", changes), checkpoint)
+            overlay = stage_config(here / "ppo.yaml", changes)
+            if k and starts_from(parsed(fit_words(ppo, overlay)), here / "reward"):
+                model["value_init"] = str(folder / "round-00" / "reward")  # of whose frozen weights a checkpoint holds nothing
+                overlay = stage_config(overlay, changes)
+            fit(ppo, overlay, checkpoint)
         point(folder / "ppo", here / "ppo")
         previous = str(here / "ppo")
         print(f"round {k}: iterations {start + 1} to {end} of {iterations}, {shares[k]} labels, {held[k]} held out")

@@ -99,8 +99,10 @@ def answers_of_people(
 def with_best(row: dict[str, Any]) -> dict[str, Any]:
     """A label of people's with the best response in place of ranks, of several at the first rank one by lot; as it is where all
     are equal."""
-    ranks = row.get("ranks")
-    if ranks is None or len(set(ranks)) == 1:
-        return row
-    first = [i for i, rank in enumerate(ranks) if rank == 1]
+    return row if len(set(row.get("ranks", (0,)))) == 1 else by_lot(row)
+
+
+def by_lot(row: dict[str, Any]) -> dict[str, Any]:
+    """A label with the best response in place of ranks, of several at the first rank one by lot."""
+    first = [i for i, rank in enumerate(row["ranks"]) if rank == 1]
     return {k: v for k, v in row.items() if k != "ranks"} | {"best": random.Random(row["id"]).choice(first)}

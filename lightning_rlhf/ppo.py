@@ -60,7 +60,7 @@ from .scoring import call_reward
 from .sharding import average_gradients, clip_gradients, gathered, gradient_norm
 from .tasks import UsageError
 from .tokens import decode
-from .validation import Answer, figures, gather, write_table
+from .validation import Answer, figures, gather, metric_figures, write_table
 
 __all__ = [
     "AdaptiveKL",
@@ -145,7 +145,8 @@ class PPOModule(PPONetworks):
         per_response, sampled_kl = self.gathered(kl.sum(1)), self.gathered(k1.sum(1))
         mean_kl = per_response.mean().item()
         self._alarm(sampled_kl)
-        self.kl.update(mean_kl, len(per_response))
+        if math.isfinite(mean_kl):  # else the steps were skipped, and counted
+            self.kl.update(mean_kl, len(per_response))
         stats["ppo/lr"] = float(self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
         self.lr_schedulers().step()  # type: ignore[union-attr]
         self.updates += 1
@@ -418,7 +419,8 @@ class PPOModule(PPONetworks):
         texts = texts[: len(range(first, total, self.trainer.world_size))]  # without the row that filled up a share
         for i, text in enumerate(texts):
             index = first + i * self.trainer.world_size
-            id_ = str(batch.columns["id"][i]) if "id" in batch.columns else str(index)
+            given = batch.columns["id"][i] if "id" in batch.columns else None
+            id_ = str(index if given is None else given)
             self.answers.append(Answer(
                 index, id_, batch.texts[i], text, references[i], seed, scores[i], kl[i], found[i], held_out[i]
             ))  # fmt: skip
@@ -434,14 +436,17 @@ class PPOModule(PPONetworks):
                 metric.reset()  # type: ignore[operator]
             return
         if self.updates == 0:
-            self.first_scores = [a.score for a in answers]
-        found = figures(answers, self.first_scores)
-        for metric in self.metrics:
+            self.first = answers
+        elif self.first and not self.rescored:
+            self.first = self._scored_anew(self.first)
+        self.rescored = True
+        found = figures(answers, None if self.first is None else [a.score for a in self.first])
+        for number, metric in enumerate(self.metrics):
             called = torch.tensor([bool(metric.update_called)], device=self.device)  # type: ignore[union-attr]
             if self.gathered(called).any():
-                value = metric.compute()  # type: ignore[operator]
-                values = value if isinstance(value, dict) else {type(metric).__name__: value}
-                found.update({f"val/{name}": float(v) for name, v in values.items()})
+                values = metric_figures(metric)
+                again = f"_{number}" if any(f"val/{name}" in found for name in values) else ""
+                found.update({f"val/{name}{again}": value for name, value in values.items()})
                 metric.reset()  # type: ignore[operator]
         self.figures.update(found)
         if self.trainer.training:  # `_validate_what_is_due`: what a training step logs, Lightning repeats at each later one
@@ -457,6 +462,14 @@ class PPOModule(PPONetworks):
         if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             table = Path(f"{self.output}.samples") / f"{self.updates:06d}.jsonl"
             write_table(table, answers, task=self.task.name, policy="ppo", iteration=self.updates)
+
+    def _scored_anew(self, answers: list[Answer]) -> list[Answer]:
+        """Answers to validation prompts with the scores of the reward that there is now; texts are encoded again."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        columns = data.collate([data.items["val"][a.index] for a in answers]).columns
+        scores = call_reward(self.whole_reward(), [a.prompt for a in answers], [a.response for a in answers], columns)
+        bounded = self.bounded(torch.tensor(scores), torch.tensor([a.stopped for a in answers])).tolist()
+        return [replace(answer, score=score) for answer, score in zip(answers, bounded, strict=True)]
 
     def before_export(self) -> None:
         """The last validation, where a kill after the last checkpoint kept it from running."""

@@ -17,16 +17,17 @@ from torch import Tensor, nn
 
 from .blocks import blocks_of, checkpointed, compiled
 from .data import PromptBatch
+from .decode import family_of
 from .generation import truncate
 from .logprobs import head_logprobs, head_logprobs_and_kl
-from .lora import adapters_off, add_lora
+from .lora import adapters_off, add_lora, read_weights
 from .memory import SharedWeights, to_dtype
 from .models import VALUE_HEAD, is_reward, load_lm, readable_weights
 from .objective import AdaptiveKL, FixedKL
 from .optim import linear_anneal
 from .ppo_setup import PPOSetup
 from .scalar import ScalarHead, load_scalar
-from .scoring import LearnedReward, RewardFunction, call_reward, guard, load_reward, weighted_sum
+from .scoring import GUARD_PAIR, LearnedReward, RewardFunction, call_reward, guard, load_reward, weighted_sum
 from .tasks import UsageError, stop_ids, task_tokens
 from .tokens import bos_ids, decode, vocabulary
 from .trunks import SplitTrunk, hidden_states
@@ -71,8 +72,11 @@ class PPONetworks(PPOSetup):
         if self.mode == "eos":
             self.stop = stop_ids(self.tokenizer, self.stop_token, "model.stop_token")
         self.kl = FixedKL(self.kl_coef) if self.kl_target is None else AdaptiveKL(self.kl_coef, self.kl_target, self.kl_horizon)
-        if self.compile_blocks:
+        if self.compile_blocks or self.gradient_checkpointing:
             blocks_of(self.policy)  # told now
+        if self.compile_sampler and family_of(self.policy) is None:
+            own = f"{type(self.policy).__name__} is sampled by its own forward"
+            rank_zero_warn(f"model.compile_sampler: found true, and a {own}, which is not compiled")
         self.split = SplitTrunk(self.policy, self.trainable_layers) if self.trainable_layers is not None else None
         shared = SharedWeights()
         self._hold(shared, self.policy, trained=True)
@@ -94,13 +98,13 @@ class PPONetworks(PPOSetup):
                 reward.requires_grad_(False)
                 reward.even = self.sharded
                 self._hold(shared, reward.scalar.trunk, adapter=Path(reward.directory) / "adapter")
+        for network in () if self.sharded else shared.networks:
+            to_dtype(network, getattr(torch, self.frozen_dtype))
 
     def _take_value_head(self, directory: str) -> None:
         """The value head of an earlier PPO, which the export of a policy has beside it."""
-        from safetensors.torch import load_file
-
         with readable_weights(directory):
-            found = load_file(Path(directory) / VALUE_HEAD)
+            found = read_weights(Path(directory) / VALUE_HEAD)
         if (width := tuple(found["weight"].shape)) != (own := tuple(self.value_head.weight.shape)):
             raise UsageError(f"model.value_init: {directory}: found a value head {width}, expected {own}")
         self.value_head.load_state_dict(found)
@@ -111,7 +115,9 @@ class PPONetworks(PPOSetup):
             network.requires_grad_(False)
         elif self.lora is not None:
             add_lora(network, self.lora, self.seed)
-        to_dtype(network, getattr(torch, self.frozen_dtype))
+        merged = self.lora is not None and any((Path(part.reward) / "adapter").is_dir() for part in self.parts)
+        if self.sharded or not merged:  # a merged adapter is told from weights that are not rounded yet
+            to_dtype(network, getattr(torch, self.frozen_dtype))
         if self.sharded:  # each network by itself: a weight stands in one place alone
             self.shard(network)
         else:
@@ -164,9 +170,10 @@ class PPONetworks(PPOSetup):
         return self.scorers[0].split
 
     def configure_optimizers(self) -> Any:
-        """The chosen optimizer; lr_u = lr (1 − u / updates), constant within an iteration."""
+        """The chosen optimizer; lr_u = lr (1 − u / updates), constant within an iteration; the updates are those of
+        data.total_episodes, however early the Trainer stops."""
         optimizer = self.optimizer(self.trained_parameters())
-        return [optimizer], [linear_anneal(optimizer, int(self.trainer.estimated_stepping_batches))]
+        return [optimizer], [linear_anneal(optimizer, self.trainer.datamodule.batches)]  # type: ignore[attr-defined]
 
     # ------------------------------------------------------------------------------------------------------ guarded
 
@@ -176,7 +183,7 @@ class PPONetworks(PPOSetup):
         self.began = time.perf_counter()
         try:
             if self.learned and self.guard_comparisons:
-                self.guard_result = guard(self.whole_reward(), self.guard_comparisons)
+                self.guard_result = guard(self.whole_reward(), self.guard_comparisons, self.tokenizer)
             if self.guard_pairs:
                 pairs = self._guard_pairs(self.guard_pairs)
                 self.guard_result = pairs if self.guard_result["kind"] == "none" else {**self.guard_result, "pairs": pairs["n"]}
@@ -197,8 +204,9 @@ class PPONetworks(PPOSetup):
 
     def _guard_pairs(self, pairs: list[dict[str, str]]) -> dict[str, Any]:
         """Every pair must be ordered as the config says; raises UsageError."""
-        prompts, better, worse = ([p[k] for p in pairs] for k in ("prompt", "better", "worse"))
-        high, low = (call_reward(self.whole_reward(), prompts, texts, {}) for texts in (better, worse))
+        prompts, better, worse = ([p[k] for p in pairs] for k in GUARD_PAIR)
+        columns = {k: [p.get(k) for p in pairs] for k in sorted({"reference"}.union(*pairs) - {*GUARD_PAIR})}
+        high, low = (call_reward(self.whole_reward(), prompts, texts, columns) for texts in (better, worse))
         for pair, h, l in zip(pairs, high, low, strict=True):
             if not h > l:
                 order = f"{pair['better']!r} scores {h:.4f}, not above {pair['worse']!r} with {l:.4f}"
@@ -307,9 +315,13 @@ class PPONetworks(PPOSetup):
         if not bool(scores.isfinite().all()):
             wrong = f"{int((~scores.isfinite()).sum())} of {len(scores)} scores are not finite at iteration {self.updates}"
             raise UsageError(f"model.reward: {wrong}, expected finite numbers")
+        return self.bounded(scores, found), found
+
+    def bounded(self, scores: Tensor, found: Tensor) -> Tensor:
+        """Clipped scores (B,), and the penalty in place of those of responses that did not end as they should."""
         if self.score_clip is not None:
             scores = scores.clamp(-self.score_clip, self.score_clip)
-        return scores if self.penalty is None else torch.where(found, scores, self.penalty), found
+        return scores if self.penalty is None else torch.where(found, scores, self.penalty)
 
     @property
     def penalty(self) -> float | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,6 +36,7 @@ from .tasks import Task, told
 from .validation import Answer
 
 THRESHOLDS = Thresholds()
+COUNTERS = ("updates", "episodes", "skipped_steps", "validated")
 CHOICES = {
     "mode": ("fixed", "truncated", "eos"), "value": ("shared", "separate"),
     "kl_estimator": ("k1", "k2", "k3", "full"), "kl_level": ("token", "sequence"), "frozen_dtype": ("float32", "bfloat16"),
@@ -52,7 +53,8 @@ class PPOSetup(StageModule):
         task: The task (set once, at the top of the config).
         reference: Model that the KL is taken to; null: the starting policy.
         guard_comparisons: Held-out comparisons that a learned reward must agree with above chance before PPO starts.
-        guard_pairs: For a callable: a list of {prompt, better, worse} that it must order rightly before PPO starts.
+        guard_pairs: For a callable: a list of {prompt, better, worse} that it must order rightly before PPO starts; further
+            fields are the columns that it takes.
         allow_unguarded: Start although nothing guards the reward's sign, or the guard refuses it.
         allow_other_task: Accept a reward that was made for another task.
         allow_negative_kl: Accept a negative kl_coef, and go on where the mean KL is negative.
@@ -178,8 +180,8 @@ class PPOSetup(StageModule):
         self.compile_sampler, self.compile_blocks = compile_sampler, compile_blocks
         self.alarms = Alarms(alarms)
         self.updates = self.episodes = self.skipped_steps = 0
-        self.validated = -1  # updates at the last validation
-        self.first_scores: list[float] | None = None  # iteration 0's, of the validation prompts
+        self.first: list[Answer] | None = None  # iteration 0's, to the validation prompts
+        self.rescored = True  # they have scores of the reward that there is
         self.figures: dict[str, float] = {}  # the last that were logged, for run.json
         self.answers: list[Answer] = []
         self.first_pass: Any = None  # of the rollout, with its graph, for the first inner epoch
@@ -205,11 +207,12 @@ class PPOSetup(StageModule):
         for name in sorted({self.policy_name, self.reference_name}):
             problems += told(find_policy, name)
         problems += position_problems(self.policy_name, self.task)
-        prompts = [row for rows in data.records.values() for row in rows]
-        for name in (*(part.reward for part in self.parts), *filter(None, [self.held_out_reward])):
+        held_out, every = data.records.get("val", []), [row for rows in data.records.values() for row in rows]
+        rewards = [(part.reward, every) for part in self.parts]
+        rewards += [(self.held_out_reward, held_out)] if self.held_out_reward else []
+        for name, prompts in rewards:
             problems += told(find_reward, name, self.task.name, self.allow_other_task) or call_problems(name, prompts)
         problems += self._contradictions(bool(data.files.get("val")))
-        held_out = data.records.get("val", [])
         if self.metrics and held_out and all(record.reference is None for _, record in held_out):
             problems.append("model.metrics: given, and no prompt of data.val has a reference to compare with")
         if is_sharding(getattr(trainer, "strategy", None)) and self.trainable_layers is not None:
@@ -274,8 +277,13 @@ class PPOSetup(StageModule):
             if not (found := getattr(self, option)) > 0:
                 problems.append(f"model.{option}: found {found}, expected above 0")
         for option in ("kl_loss", "vf_coef", "kl_tolerance"):
-            if not (found := getattr(self, option)) >= 0:
-                problems.append(f"model.{option}: found {found}, expected at least 0")
+            if not 0 <= (found := getattr(self, option)) < math.inf:
+                problems.append(f"model.{option}: found {found}, expected at least 0 and finite")
+        if self.missing_eos_penalty is not None and not math.isfinite(self.missing_eos_penalty):
+            problems.append(f"model.missing_eos_penalty: found {self.missing_eos_penalty}, expected a finite number, or null")
+        for part in self.parts:
+            if not math.isfinite(part.weight):
+                problems.append(f"model.reward: found a weight of {part.weight} for {part.reward}, expected a finite number")
         for option in ("gamma", "lam"):
             if not 0 <= (found := getattr(self, option)) <= 1:
                 problems.append(f"model.{option}: found {found}, expected 0 to 1")
@@ -321,8 +329,10 @@ class PPOSetup(StageModule):
 
     def stage_state(self) -> dict[str, Any]:
         """β, the counters, what alarms and validations compare with; sampling needs no random state."""
-        counters = {k: getattr(self, k) for k in ("updates", "episodes", "skipped_steps", "validated", "first_scores")}
-        return {"kl": self.kl.state_dict(), "alarms": self.alarms.state_dict(), "figures": dict(self.figures), **counters}
+        counters = {k: getattr(self, k) for k in COUNTERS}
+        first = None if self.first is None else [asdict(answer) for answer in self.first]
+        more = {"figures": dict(self.figures), "first": first, "rescored": self.rescored, **counters}
+        return {"kl": self.kl.state_dict(), "alarms": self.alarms.state_dict(), **more}
 
     def differences(self, saved: dict[str, Any]) -> list[str]:
         """And that a run which has ended goes on: its data have no further batch."""
@@ -335,13 +345,22 @@ class PPOSetup(StageModule):
         return [] if now == episodes else [f"--ckpt_path: data.total_episodes: {found}"]
 
     def load_stage_state(self, state: dict[str, Any]) -> None:
-        """Take them up; β begins anew where the resume was allowed to change what decides it."""
+        """Take them up; β begins anew where the resume was allowed to change what decides it, and scores of another reward are
+        no longer compared with."""
         if not self.overruled & {"model.kl_coef", "model.kl_target", "model.kl_horizon"}:
             self.kl.load_state_dict(state["kl"])
         self.alarms.load_state_dict(state["alarms"])
         self.figures = dict(state.get("figures", {}))
-        for counter in ("updates", "episodes", "skipped_steps", "validated", "first_scores"):
+        first = state.get("first")
+        self.first = first and [Answer(**answer) for answer in first]
+        if first is None:
+            self.figures.pop("val/beats_first", None)
+        for counter in COUNTERS:
             setattr(self, counter, state[counter])
+        scale = self.overruled & {"model.reward", "model.score_clip", "model.missing_eos_penalty", "task.penalty"}
+        self.rescored = state.get("rescored", True) and not scale
+        if scale or "model.held_out_reward" in self.overruled:
+            self.alarms.best = None
 
 
 def trainer_problems(trainer: Any) -> list[str]:

@@ -1,6 +1,6 @@
 """Records on disk: comparisons, demonstrations, prompts, ratings and samples, read one at a time and checked.
 
-Files are JSON lines (`.gz` allowed; a directory or a glob of them too), one JSON array, CSV or Parquet.
+Files are JSON lines (`.gz` allowed; a directory or a glob of them too), one JSON array, CSV, Parquet or Arrow.
 Whatever the layout of the labels (`FORMATS`), each comes out as a `Comparison`. A malformed record raises
 `DataError` with file, line, field, what was found and what was expected. A well-formed record that can
 train nothing (an empty side, identical sides, prompts that differ) is skipped and counted; too many of
@@ -43,8 +43,8 @@ from .fields import (
     the_scores,
     the_texts,
 )
-from .files import DataError, PathLike, Row, bad, check, read_rows
-from .formats import COMPARISONS, FORMATS, PROMPTS_ELSEWHERE, Layout, pair_of_texts, rating
+from .files import DataError, PathLike, Row, bad, check, read_rows, with_messages
+from .formats import COMPARISONS, FORMATS, Layout, pair_of_texts, prompts_elsewhere, rating
 
 __all__ = [
     "FORMATS", "Comparison", "ComparisonReader", "DataError", "Demonstration", "Prompt", "Rating", "RecordReader", "Sample",
@@ -70,8 +70,8 @@ def _nearest_layout(layouts: tuple[Layout, ...], row: Row) -> Layout:
     missing = [[key for key in layout.keys if record.get(key) is None] for layout in layouts]
     names = dict.fromkeys(layout.format for layout in layouts)
     fitting = [layout for layout, lacks in zip(layouts, missing, strict=True) if not lacks]
-    if fitting and len(names) == 1:  # pair_implicit has texts last, which a format that is given reads beside any column
-        return fitting[-1] if isinstance(record.get("chosen"), str) else fitting[0]
+    if fitting and "pair" not in names:  # pair_implicit has texts last, which a format that is given reads beside any column
+        return fitting[-1] if isinstance(record.get("chosen"), str) and "chosen" in fitting[-1].keys else fitting[0]
     if pair := next((layout for layout in fitting if layout.format == "pair"), None):
         return pair  # a side of each record is empty
     if fitting and not all(isinstance(record[side], (str, list)) for side in ("chosen", "rejected")):
@@ -80,7 +80,7 @@ def _nearest_layout(layouts: tuple[Layout, ...], row: Row) -> Layout:
     if len(names) == 1:
         return nearest  # its first record then raises, naming the field that is missing
     found = f"the fields {', '.join(record) or '(none)'}"
-    elsewhere = next((name for name in PROMPTS_ELSEWHERE if record.get(name)), None)
+    elsewhere = next(iter(prompts_elsewhere(record)), None)
     if not lacks and elsewhere and "prompt" not in record:
         found += f" (is '{elsewhere}' meant to be 'prompt'? if the sides repeat it, say that the format is pair_implicit)"
     elif len(lacks) == 1 and lacks[0] in record:
@@ -119,7 +119,7 @@ class RecordReader(Iterator[T], Generic[T]):
         self._left_out: set[str] = set()  # the reasons that are no fault of the file
         self.count = 0  # records read so far, the skipped ones too
         self.at = ""  # file and line of the last one
-        rows = read_rows(path)
+        rows: Iterator[Row] = ((at, number, with_messages(record, at)) for at, number, record in read_rows(path))
         peeked = [next(rows)]  # an empty file raises here
         layout = _detect(layouts, peeked[0][2])
         try:
@@ -131,6 +131,8 @@ class RecordReader(Iterator[T], Generic[T]):
         self._layout = layout or _nearest_layout(layouts, peeked[0])
         self._rows: Iterator[Row] = chain(peeked, rows)
         self.format, self._keys = self._layout.format, self._layout.keys
+        known = [self._layout, *(one for one in layouts if layout is None and one.format == self.format)]
+        self._fields = ", or ".join(dict.fromkeys(", ".join(one.keys) for one in known))
         if self._layout.gather:
             self._rows, self._keys = self._layout.gather(self._rows), ()
 
@@ -146,7 +148,7 @@ class RecordReader(Iterator[T], Generic[T]):
                 if key not in record:
                     others = [name for name in record if name not in self._keys]
                     found = f"only {', '.join(record) or 'an empty object'}{nearest_to(key, others)}"
-                    raise bad(at, key, found, f"the fields {', '.join(self._keys)}")
+                    raise bad(at, key, found, f"the fields {self._fields}")
                 check(record[key] is not None, None, at, key, "a value")
             try:
                 self.at = at
@@ -235,7 +237,7 @@ def _demonstration(record: dict, at: str) -> Demonstration:
 
 def _prompt(record: dict, at: str) -> Prompt:
     prompt = a_text(record["prompt"], at, "prompt")
-    reference = optional(record, at, "reference", a_reference)
+    reference = optional(record, at, "reference", a_reference) or None  # a table's empty cell is none
     check_texts(prompt, [], at, "prompt")
     return Prompt(prompt, reference, rest_of(record, "prompt", "reference"))
 

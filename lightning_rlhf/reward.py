@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
-from .blocks import checkpointed
+from .blocks import blocks_of, checkpointed
 from .data import ComparisonBatch, Judged, policy_prompt
 from .generation import sample, seed_for
 from .heldout import Decision, accuracy, decisions, scalar_fit, summary
@@ -210,6 +210,10 @@ class RewardModule(StageModule):
         rollout_batch_size: Responses sampled at a time for that.
         margin: The rewards of a pair with a margin must differ by it.
         centring: c of c · (r_chosen + r_rejected)², added to a pair's loss; 0: none.
+        token_loss: c of c · the same loss of the mean reward over the tokens of a response that the others of its record do not
+            share (of a lone response the last one), added to that of the last one's; 0: none. What tells one response from
+            another is spread over its tokens, of which few labels do not teach the last one
+            (verifiers that judge at every token: Cobbe et al. 2021, 2110.14168, 4.2). The reward is read at the last token.
         seed: Of the head's initial weights, the samples and the data order.
         overwrite: Replace an existing output.
     """
@@ -229,6 +233,7 @@ class RewardModule(StageModule):
         rollout_batch_size: int = 64,
         margin: bool = False,
         centring: float = 0.0,
+        token_loss: float = 0.0,
         seed: int = 1,
         overwrite: bool = False,
     ) -> None:
@@ -241,7 +246,7 @@ class RewardModule(StageModule):
         self.num_hidden_layers, self.trainable_layers = num_hidden_layers, trainable_layers
         self.lora, self.gradient_checkpointing = lora, gradient_checkpointing
         self.normalise_by, self.normalise_samples, self.rollout_batch_size = normalise, normalise_samples, rollout_batch_size
-        self.margin, self.centring = margin, centring
+        self.margin, self.centring, self.token_loss = margin, centring, token_loss
         self.reference_samples: tuple[Tensor, Tensor] | None = None
         self.normalisations: list[dict[str, Any]] = []
         self.val_loss = MeanMetric()
@@ -257,8 +262,9 @@ class RewardModule(StageModule):
         for option in ("normalise_samples", "rollout_batch_size"):
             if getattr(self, option) < 1:
                 problems.append(f"model.{option}: found {getattr(self, option)}, expected at least 1")
-        if self.centring < 0:
-            problems.append(f"model.centring: found {self.centring}, expected 0 or more")
+        for option in ("centring", "token_loss"):
+            if not 0 <= (found := getattr(self, option)) < math.inf:
+                problems.append(f"model.{option}: found {found}, expected 0 or more")
         references = data.files.get("references")
         if (self.normalise_by == "reference_summaries") != (references is not None):
             problems.append(
@@ -286,6 +292,8 @@ class RewardModule(StageModule):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             self.scalar = ScalarModel(model.base_model, width, std=1.0 / math.sqrt(width + 1))
+        if self.gradient_checkpointing:
+            blocks_of(self.scalar.trunk)  # told now
         if self.trainable_layers is not None:
             SplitTrunk(model, self.trainable_layers)
         if self.lora is not None:
@@ -369,16 +377,26 @@ class RewardModule(StageModule):
 
     def scores(self, batch: ComparisonBatch) -> Tensor:
         """(B, N) rewards; −inf where there is no response."""
+        return self.scores_and_means(batch)[0]
+
+    def scores_and_means(self, batch: ComparisonBatch) -> tuple[Tensor, Tensor]:
+        """(B, N) rewards, and, with `token_loss`, the means of those at each token of a response; −inf where there is none."""
         n = len(batch.tokens) // len(batch.best)
         real = batch.mask.any(1).view(-1, n)
         with checkpointed(self.scalar.trunk, self.gradient_checkpointing):
-            scores = self.scalar.score_groups(batch.tokens, batch.mask, n)
-        return torch.where(real, scores, -math.inf)
+            found = self.scalar.score_last_and_each(batch.tokens, batch.mask, n, self.token_loss > 0)
+        scores, means = (torch.where(real, x, -math.inf) for x in found)
+        return scores, means
+
+    def loss(self, batch: ComparisonBatch) -> tuple[Tensor, Tensor]:
+        """(the labels' loss, with that of every token; rewards (B, N))."""
+        scores, means = self.scores_and_means(batch)
+        loss = labels_loss(scores, batch, self.margin, self.centring)
+        return loss + self.token_loss * labels_loss(means, batch, self.margin, self.centring) if self.token_loss else loss, scores
 
     def training_step(self, batch: ComparisonBatch, batch_idx: int) -> Tensor:
         """One step of the labels' losses."""
-        scores = self.scores(batch)
-        loss = labels_loss(scores, batch, self.margin, self.centring)
+        loss, scores = self.loss(batch)
         is_finite("train/loss", loss.detach(), batch_idx)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.kinds))
         judged = [d for d in judge(scores, batch) if d]

@@ -21,7 +21,7 @@ from .lora import plain_copy, save_adapter
 from .models import config_of, find_lm, fuse_activations, pad_apart, readable_weights, without_pad
 from .tasks import UsageError
 from .tokens import position_ids
-from .trunks import PACKED, full_attention, pack_groups
+from .trunks import PACKED, full_attention, pack_groups, shared_lengths
 
 
 class ScalarHead(nn.Linear):
@@ -77,10 +77,31 @@ class ScalarModel(nn.Module):
         With four responses of 24 tokens to a query of 32 that is 128 tokens a group instead of 224. The score of a row
         without a real token means nothing.
         """
+        return self.score_last_and_each(tokens, mask, n, each=False)[0]
+
+    def score_last_and_each(self, tokens: Tensor, mask: Tensor, n: int, each: bool = True) -> tuple[Tensor, Tensor]:
+        """`score_groups`, and the mean of the scores at each of a row's own tokens, those that its group does not share (at least
+        the last): (B, n) twice, the second 0 unless asked for."""
+        states, kept, last = self._own_states(tokens, mask, n)
+        at_end = states.gather(2, last[:, :, None, None].expand(-1, -1, 1, states.shape[3])).squeeze(2)  # (B, n, D)
+        scores = self.gain * self.head(at_end) + self.bias
+        if not each:
+            return scores, torch.zeros_like(scores)
+        mean = torch.where(kept, self.head(states), 0.0).sum(2) / kept.sum(2).clamp_min(1)
+        return scores, self.gain * mean + self.bias
+
+    def _own_states(self, tokens: Tensor, mask: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
+        """(B n, T) → hidden states of the rows' own tokens (B, n, O, D), which are real (B, n, O), which is the last (B, n)."""
         config = self.trunk.config
         if config.model_type not in PACKED or not full_attention(config):
-            first = torch.arange(mask.shape[1], device=mask.device) == 0
-            return self(tokens, mask | (~mask.any(1, keepdim=True) & first)).view(-1, n)
+            places = torch.arange(mask.shape[1], device=mask.device)
+            real = mask | (~mask.any(1, keepdim=True) & (places == 0))
+            hidden = self.trunk(
+                input_ids=tokens, attention_mask=real.long(), position_ids=position_ids(real), use_cache=False
+            ).last_hidden_state
+            shared, lengths = shared_lengths(tokens, mask, n)
+            kept = mask.view(-1, n, len(places)) & (places >= shared.unsqueeze(2))
+            return hidden.view(-1, n, *hidden.shape[1:]), kept, (lengths - 1).clamp_min(0)
         packed = pack_groups(tokens, mask, n)
         dtype = self.trunk.get_input_embeddings().weight.dtype
         if torch.is_autocast_enabled(tokens.device.type):
@@ -89,8 +110,8 @@ class ScalarModel(nn.Module):
         hidden = self.trunk(
             input_ids=packed.tokens, attention_mask=attention, position_ids=packed.positions, use_cache=False
         ).last_hidden_state
-        at_end = hidden.gather(1, packed.last.unsqueeze(2).expand(-1, -1, hidden.shape[2]))  # (B, n, D)
-        return self.gain * self.head(at_end) + self.bias
+        own = packed.kept.shape[1:]
+        return hidden[:, -own.numel() :].unflatten(1, own), packed.kept, packed.last
 
 
 def classifier_problems(name: str) -> list[str]:

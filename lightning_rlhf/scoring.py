@@ -6,6 +6,7 @@ of floats. The guard exists because of 2019's bug: a flipped sign made the polic
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -25,12 +26,13 @@ from .chat import first_in_messages, need_template, rendered
 from .files import file_sha256
 from .heldout import accuracy, decisions
 from .heldout import accuracy_interval as accuracy_interval
-from .models import load_tokenizer
+from .models import load_tokenizer, table_of
 from .records import Comparison, DataError, Prompt, read_comparisons
 from .scalar import load_scalar, read_reward_info
 from .tasks import UsageError, told
 from .tokens import bos_ids, decode, encode, encode_continuation, pad_batch
 
+GUARD_PAIR = ("prompt", "better", "worse")  # fields of a fixed pair; others are columns, for a reward that takes them
 MOST_IN_GROUP = 16  # responses that are read behind one prompt: the attention mask grows with the square of their number
 
 
@@ -77,7 +79,7 @@ class LearnedReward(nn.Module):
         Raises:
             UsageError: A row of more tokens than the model has positions (GPT-2).
         """
-        most, longest = getattr(self.scalar.trunk.config, "n_positions", None), max(map(len, rows), default=1)
+        most, longest = table_of(self.scalar.trunk.config), max(map(len, rows), default=1)
         if most is not None and longest > most:
             raise UsageError(f"reward {self.directory}: found a text of {longest} tokens, expected at most its {most} positions")
         device = self.scalar.gain.device
@@ -148,11 +150,7 @@ def load_callable(name: str) -> RewardFunction:
         return KNOWN[function]()  # type: ignore[no-any-return]
     try:
         if module.endswith(".py"):
-            spec = importlib.util.spec_from_file_location(Path(module).stem, module)
-            assert spec is not None
-            assert spec.loader is not None
-            loaded = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(loaded)
+            loaded = _module_of(Path(module))
         else:
             if os.getcwd() not in sys.path:  # a console script does not look where it was started
                 sys.path.insert(0, os.getcwd())
@@ -165,6 +163,21 @@ def load_callable(name: str) -> RewardFunction:
         what = "class" if isinstance(found, type) else type(found).__name__
         raise UsageError(f"reward {name!r}: found a {what}, expected a function, or an object that can be called")
     return found  # type: ignore[no-any-return]
+
+
+def _module_of(file: Path) -> Any:
+    """A file of Python as a module, run once for its place and content."""
+    name = f"{file.stem}_{hashlib.sha256(f'{file.resolve()}:{file_sha256(file)}'.encode()).hexdigest()[:12]}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, file)
+        assert spec is not None and spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)  # where dataclasses, among others, look their module up
+        try:
+            spec.loader.exec_module(sys.modules[name])
+        except BaseException:
+            del sys.modules[name]
+            raise
+    return sys.modules[name]
 
 
 def code_of(reward: str) -> str:
@@ -186,7 +199,7 @@ def _is_number(value: Any) -> bool:
     """Whether `float` takes it."""
     try:
         float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False
     return True
 
@@ -216,15 +229,30 @@ def call_problems(name: str, prompts: Sequence[tuple[str, Prompt]]) -> list[str]
     if "reference" in getattr(function, "needs", ()):
         without = next((where for where, prompt in prompts if prompt.reference is None), None)
         return [f"{without}: field 'reference': not there, expected one, for {name}"] if without else []
-    columns: dict[str, list[Any]] = {"reference": [], **{key: [] for _, prompt in prompts for key in prompt.meta}}
-    try:
-        inspect.signature(function).bind(prompts=[], completions=[], **accepted(function, columns))
-    except TypeError as error:
+    columns: dict[str, list[Any]] = {"reference": []}
+    columns |= {key: [] for _, prompt in prompts for key, value in prompt.meta.items() if value is not None}
+    if problem := unbound(function, {"prompts": [], "completions": [], **accepted(function, columns)}):
         given = ", ".join(["prompts", "completions", *sorted(columns)])
-        return [f"reward {name!r}: {error}; it is called with {given} by name, those of the prompts' columns that it takes"]
-    except ValueError:  # not told of some built in C
-        pass
+        return [f"reward {name!r}: {problem}; it is called with {given} by name, those of the prompts' columns that it takes"]
     return []
+
+
+def fill_columns(prompts: Sequence[Prompt]) -> None:
+    """Give each prompt every column that any has, None where it has not: a reward function gets the same ones in each batch."""
+    names: dict[str, None] = dict.fromkeys(key for prompt in prompts for key in prompt.meta)
+    for prompt in prompts:
+        prompt.meta.update({name: None for name in names if name not in prompt.meta})
+
+
+def unbound(function: Callable[..., Any], given: dict[str, Any]) -> str | None:
+    """Why a function cannot be called with these arguments, in words; None where it can, or where it cannot be told."""
+    try:
+        inspect.signature(function).bind(**given)
+    except TypeError as error:
+        return str(error)
+    except ValueError:  # of some built in C
+        pass
+    return None
 
 
 def _place_of(reward: Any) -> str:
@@ -249,8 +277,11 @@ def call_reward(
     name = f"reward function {_place_of(reward)}"
     if reserved := sorted({"prompts", "completions"} & set(columns)):
         raise UsageError(f"{name}: the prompts have a column {reserved[0]!r}, an argument's name; expected another")
+    given = {"prompts": prompts, "completions": completions, **accepted(reward, columns)}
+    if problem := unbound(reward, given):
+        raise UsageError(f"{name}: {problem}; the columns that there are: {', '.join(sorted(columns)) or 'none'}")
     try:
-        scores = reward(prompts=prompts, completions=completions, **accepted(reward, columns))
+        scores = reward(**given)
     except Exception as error:
         error.add_note(f"in the {name}")
         raise
@@ -262,7 +293,7 @@ def call_reward(
         )
     try:
         values = [float(s) for s in scores]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         wrong = next(s for s in scores if not _is_number(s))
         raise UsageError(f"{name}: returned {wrong!r} among its values, expected floats") from None
     for value in values:
@@ -326,7 +357,8 @@ def comparison_scores(reward: Callable[..., Any], comparisons: Sequence[Comparis
             texts = [as_text(text, where, tokenizer, continuation=j > 0) for j, text in enumerate(texts)]
         prompts += [texts[0]] * len(comparison.responses)
         completions += texts[1:]
-    columns = {"reference": [c.meta.get("reference") for c in comparisons for _ in c.responses]}
+    keys = {"reference"}.union(*(c.meta for c in comparisons)) - {"prompts", "completions"}
+    columns = {key: [c.meta.get(key) for c in comparisons for _ in c.responses] for key in sorted(keys)}
     scores = iter(call_reward(reward, prompts, completions, columns))
     return [list(islice(scores, len(c.responses))) for c in comparisons]
 
@@ -381,19 +413,19 @@ def guard_problems(comparisons: str | None, pairs: Sequence[dict[str, Any]] | No
         except DataError as error:
             problems.append(f"model.guard_comparisons: {error}")
     for i, pair in enumerate(pairs or []):
-        keys = {"prompt", "better", "worse"}
-        if not isinstance(pair, dict) or pair.keys() != keys:
+        if not isinstance(pair, dict) or not {*GUARD_PAIR} <= pair.keys():
             found = sorted(pair) if isinstance(pair, dict) else type(pair).__name__
-            problems.append(f"model.guard_pairs[{i}]: found {found}, expected {sorted(keys)}")
+            problems.append(f"model.guard_pairs[{i}]: found {found}, expected {sorted(GUARD_PAIR)}")
     return problems
 
 
-def guard(reward: Callable[..., Any], comparisons_path: str, limit: int = 512) -> dict[str, Any]:
+def guard(reward: Callable[..., Any], comparisons_path: str, tokenizer: Any = None, limit: int = 512) -> dict[str, Any]:
     """Refuse a reward that does not beat chance on held-out comparisons: a flipped sign, or a head that never trained.
 
     Args:
         reward: The reward function.
         comparisons_path: Held-out comparisons of the task.
+        tokenizer: Of token ids in them, for a reward that reads texts.
         limit: At most so many are scored.
 
     Returns:
@@ -405,7 +437,7 @@ def guard(reward: Callable[..., Any], comparisons_path: str, limit: int = 512) -
     held_out = list(islice(filter(prefers, read_comparisons(comparisons_path)), limit))
     if not held_out:
         raise UsageError(f"guard_comparisons: {comparisons_path}: no comparison says which response is best")
-    found = comparison_accuracy(reward, held_out)
+    found = comparison_accuracy(reward, held_out, tokenizer)
     if not found["low"] > found["chance"]:
         raise UsageError(
             f"the reward was refused: on {found['n']:.0f} held-out comparisons of {comparisons_path} it agrees with the labels "

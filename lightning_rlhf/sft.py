@@ -14,7 +14,7 @@ from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from .blocks import checkpointed
+from .blocks import blocks_of, checkpointed
 from .data import SFTBatch
 from .logprobs import head_logprobs
 from .lora import LoRA, add_lora, lora_problems
@@ -69,6 +69,8 @@ class SFTModule(StageModule):
             return
         lm = load_lm(self.policy_name)
         self.policy, self.tokenizer = lm.model, lm.tokenizer
+        if self.gradient_checkpointing:
+            blocks_of(self.policy)  # told now
         if self.trainable_layers is not None:
             SplitTrunk(self.policy, self.trainable_layers)
         if self.lora is not None:

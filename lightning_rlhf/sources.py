@@ -5,7 +5,8 @@ A source is `novels` (the embedded excerpts), a file, a folder with files of one
 - `.txt` (`.gz` allowed): a text a paragraph (blank lines between); a file whose first 1,000 lines have no blank one
   (BookCorpus: a sentence a line; some novels) gives texts of at least 1,000 characters, of whole lines;
 - `.story`: CNN and Daily Mail articles with `@highlight` sections, a file each;
-- JSON lines, a JSON array, CSV, Parquet: one of `FORMATS`, known by its fields. Posts and articles are cleaned (`cleaning.py`).
+- JSON lines, a JSON array, CSV, Parquet, Arrow: one of `FORMATS`, known by its fields. Posts and articles are cleaned
+  (`cleaning.py`).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from .files import DataError, bad, is_hub_id, is_there, kind_of, list_files, ope
 from .models import ASSETS
 from .tasks import UsageError
 
-KINDS = (".txt", ".story", ".jsonl", ".json", ".csv", ".parquet")
+KINDS = (".txt", ".story", ".jsonl", ".json", ".csv", ".parquet", ".arrow")
 LONGEST = 100_000  # characters of a paragraph, which ends with the line
 UNBROKEN = 1000  # lines without a blank one, after which a .txt file is read by lines; and characters of a text made of them
 
@@ -70,7 +71,8 @@ def source_problems(source: str) -> list[str]:
         try:
             list_files(source, KINDS)
         except DataError as error:
-            found = "found no .txt file in the folder, nor another that can be read" if "no file" in str(error) else str(error)
+            _, empty, deeper = str(error).partition("a glob that matches")
+            found = f"found no .txt file in the folder, nor another that can be read{deeper}" if empty else str(error)
             return [f"source: {source!r}: {found}"]
     return []
 
@@ -161,7 +163,8 @@ def _tldr(record: dict[str, Any], at: str) -> Source:
 
 
 def _webis(record: dict[str, Any], at: str) -> Source:
-    text, reference = (clean_tldr(_get(record, at, name)) for name in ("content", "summary"))
+    text = clean_tldr(_get(record, at, "content"))
+    reference = clean_tldr(_get(record, at, "summary")) if record.get("summary") is not None else None
     fields = {k: _get(record, at, k) for k in ("subreddit", "title") if record.get(k) is not None}
     return Source(text, _where(record, at), reference or None, {**fields, "post": text})
 
@@ -174,7 +177,7 @@ def _cnndm(record: dict[str, Any], at: str) -> Source:
 def _prompt(record: dict[str, Any], at: str) -> Source:
     name = "completion" if record.get("reference") is None and isinstance(record.get("completion"), str) else "reference"
     reference = _get(record, at, name) if record.get(name) is not None else None
-    return Source(_get(record, at, "prompt"), _where(record, at), reference)
+    return Source(_get(record, at, "prompt"), _where(record, at), reference or None)
 
 
 def _text(record: dict[str, Any], at: str) -> Source:

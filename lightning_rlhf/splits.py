@@ -1,6 +1,8 @@
 """Splits by query: where a query goes depends on the query alone, so that no order of the file, and no other record, moves it.
 
-Two queries are the same where their normalised texts are: case, Unicode form, spaces and punctuation do not count.
+Two queries are the same where their normalised texts are: case, Unicode form, spaces and punctuation do not count. A prompt that
+was derived from two texts (pair_implicit) may hold words of the answers: there the shortest that others begin with is the query
+of them all, so that these records do move each other. What holds such words in all of its records is not told from a question.
 
     lightning-rlhf split --path labels.jsonl.gz --output labels --held_out 0.1
 """
@@ -11,19 +13,24 @@ import hashlib
 import json
 import re
 import unicodedata
+from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from .files import PathLike, members, write_jsonl
 from .folders import made_elsewhere, never_writable
+from .formats import CJK, Derived
 from .records import read_comparisons
 from .runinfo import RunInfo
 from .tasks import UsageError, fields_2020
 
 R = TypeVar("R")
 HELD_OUT = 0.1  # of the queries, where neither option says
+BEYOND = 10  # times as many records as a derived prompt's own may begin with it and go on
 PARTS = ("train.jsonl", "val.jsonl")
 _UNSEEN = re.compile("[\u00ad\u200b-\u200f\u2060\ufe00-\ufe0f\ufeff]")  # soft hyphens and characters of no width
 _APOSTROPHE = re.compile("[‘’ʼʻ′´`]")
@@ -45,7 +52,7 @@ def normalised(query: Any) -> str:
         seen = unicodedata.normalize("NFKC", _APOSTROPHE.sub("'", query)).casefold()
         seen = _UNSEEN.sub("", unicodedata.normalize("NFKC", seen))  # folding takes some letters apart again
         seen = _SIGN.sub(lambda sign: f" {sign[1] or sign[2]} ".replace("+", "plus").replace("#", "sharp"), seen)
-        return " ".join(_WORD.findall(_INSIDE.sub("", seen).replace("_", " "))) or query.strip()
+        return " ".join(_WORD.findall(_INSIDE.sub("", seen).replace("_", " "))) or " ".join(query.split())
     if query and isinstance(query[0], dict):
         return "\n".join(f"{message['role']} {normalised(message['content'])}" for message in query)
     return json.dumps(query)
@@ -54,6 +61,26 @@ def normalised(query: Any) -> str:
 def fraction(text: str, salt: str = "split") -> float:
     """A number from 0 to below 1 that depends on the text (and the salt) alone: the first 8 bytes of a SHA-256."""
     return int.from_bytes(hashlib.sha256(f"{salt}\0{text}".encode()).digest()[:8]) / 2**64
+
+
+def _queries(prompts: list[Any]) -> list[str]:
+    """The query of each prompt, normalised; of derived ones the shortest of the file that it begins with, in whole words.
+
+    One that many times more records go on from than have it is no question, but what questions begin with ("User:").
+    """
+    keys = [normalised(prompt) for prompt in prompts]
+    derived = {key for key, prompt in zip(keys, prompts, strict=True) if isinstance(prompt, Derived)}
+    words = {key: " ".join(CJK.sub(r" \g<0> ", key).split()) for key in derived}
+    counts = Counter(words[key] for key in keys if key in words)
+    ordered, asked, end = sorted(counts), {}, 0
+    until = [0, *accumulate(counts[key] for key in ordered)]
+    for i, key in enumerate(ordered):
+        if i >= end:
+            last = bisect_left(ordered, f"{key}!", i)  # after what goes on with a space, which is before all other characters
+            end = last if until[last] - until[i] <= (1 + BEYOND) * counts[key] else i + 1
+            query = key
+        asked[key] = query
+    return [asked[words[key]] if key in words else key for key in keys]
 
 
 @dataclass(frozen=True)
@@ -89,7 +116,7 @@ def split_records(records: Iterable[R], held_out: float | None = None, first: in
         raise UsageError("\n".join(problems))
     share = HELD_OUT if held_out is None else held_out
     rows = list(records)
-    keys = [normalised(row["prompt"] if isinstance(row, dict) else row.prompt) for row in rows]  # type: ignore[attr-defined]
+    keys = _queries([row["prompt"] if isinstance(row, dict) else row.prompt for row in rows])  # type: ignore[attr-defined]
     seen = set(keys[:first]) if first is not None else set()
     trains = [key in seen if first is not None else fraction(key) >= share for key in keys]
     found = Split(

@@ -6,12 +6,14 @@ reloaded from where it came from. A resume with other options is refused by name
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
 import pytorch_lightning as L
 import torch
+from pytorch_lightning.strategies import ModelParallelStrategy
 from pytorch_lightning.utilities import rank_zero_warn
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -98,7 +100,8 @@ class StageModule(L.LightningModule):
 
     def precision_problems(self, precision: str) -> list[str]:
         """What speaks against a `trainer.precision`, in words."""
-        return []
+        found = f"trainer.precision: found {precision}, expected 32-true, bf16-mixed or bf16-true"
+        return [f"{found}: a checkpoint's weights are taken up in float32"] if precision in ("64", "64-true") else []
 
     def share(self, count: int, batch_idx: int) -> float:
         """What this rank's mean loss of a batch counts for, by its `count` of items.
@@ -132,9 +135,13 @@ class StageModule(L.LightningModule):
         return parameter_groups(p for p in self.parameters() if p.requires_grad)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Average the gradients that sharding leaves alone."""
-        if self.sharded and self.automatic_optimization:
+        """Average the gradients that sharding leaves alone; log the norm of all, before it is clipped. (PPO does both itself.)"""
+        if not self.automatic_optimization:
+            return
+        if self.sharded:
             average_gradients(self.parameters())
+        self.norm = gradient_norm(self.parameters())
+        self.log("train/grad_norm", self.norm)
 
     def configure_gradient_clipping(
         self, optimizer: torch.optim.Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
@@ -143,7 +150,7 @@ class StageModule(L.LightningModule):
         if not self.sharded:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         elif gradient_clip_val:
-            clip_gradients(self.parameters(), gradient_clip_val, gradient_norm(self.parameters()))
+            clip_gradients(self.parameters(), gradient_clip_val, self.norm)
 
     # -------------------------------------------------------------------------------------------------- checkpoints
 
@@ -223,7 +230,13 @@ class StageModule(L.LightningModule):
             return [f"--ckpt_path: found a checkpoint of stage {saved.get('name')!r}, expected {self.stage!r}"]
         then, now = saved["options"], self.options
         allowed = self.may_change | self.allowed_changes
+        given = inspect.signature(type(self)).parameters.values()  # an option that there was not yet had its default
+        then = {name: p.default for p in given if (name := f"model.{p.name}") in now and p.default is not p.empty} | then
         changed = [k for k in sorted({*then, *now}) if k not in allowed and then.get(k) != now.get(k)]
+        strategies = {then.get("trainer.strategy"), now.get("trainer.strategy")}
+        if not changed and len(strategies) > 1 and ModelParallelStrategy.__name__ in strategies and self.stage != "sft":
+            why = "the optimizer of sharded networks has other groups; a new run may start from the checkpoint's policy"
+            return [f"--ckpt_path: trainer.strategy: found {now.get('trainer.strategy')}, and {why}"]
         return [
             f"--ckpt_path: {k}: found {now.get(k)!r}, the checkpoint was made with {then.get(k)!r} "
             f"(--allow_changed '[\"{k}\"]' goes on all the same)"
@@ -252,8 +265,8 @@ class StageModule(L.LightningModule):
             self.validate()
 
     def validation_due(self) -> bool:
-        """Whether one, at Lightning's intervals, belongs behind the last batch and has not been: its own loop skips it, and counts
-        a full epoch as over."""
+        """Whether one, at Lightning's intervals, belongs behind the last batch and has not been. (Its own loop skips it, and
+        counts a full epoch as over.)"""
         trainer, last = self.trainer, self.trainer.fit_loop.epoch_loop.total_batch_idx
         if last < 0 or last == self.validated or not isinstance(trainer.val_check_batch, int):
             return False
@@ -264,12 +277,14 @@ class StageModule(L.LightningModule):
 
     def validate(self) -> None:
         """Run the validation, between two batches."""
+        loop = self.trainer.fit_loop.epoch_loop.val_loop
+        loop.restarting = False  # a checkpoint's place in an earlier validation is none in this one
         self.trainer.validating = True
-        self.trainer.fit_loop.epoch_loop.val_loop.run()
+        loop.run()
         self.trainer.training = True
 
-    def on_validation_end(self) -> None:
-        """Which batch it followed."""
+    def on_validation_start(self) -> None:
+        """Which batch it follows, before a callback saves that at its end."""
         if self.automatic_optimization and self.trainer.validating:
             self.validated = self.trainer.fit_loop.epoch_loop.total_batch_idx
 
@@ -334,7 +349,8 @@ class StageCheckpoint(L.Callback):
     Args:
         path: The file; a link to a folder where the strategy has each device write its part (`save_distributed_checkpoint`).
         every: Batches (for PPO: iterations) between two; the last batch always makes one. Where batches are accumulated, one
-            that is due waits for the end of the optimizer step, whose gradients a checkpoint does not hold.
+            that is due waits for the end of the optimizer step, whose gradients a checkpoint does not hold. None is made at
+            trainer.max_steps: Lightning would not even export from there.
     """
 
     def __init__(self, path: str, every: int = 10) -> None:
@@ -349,7 +365,8 @@ class StageCheckpoint(L.Callback):
             return
         done, step = batch_idx + 1, trainer.accumulate_grad_batches
         due = done % step == 0 and done // self.every > (done - step) // self.every
-        if due or done == trainer.num_training_batches:
+        ended = 0 <= getattr(trainer, "max_steps", -1) <= trainer.global_step
+        if (due or done == trainer.num_training_batches) and not ended:
             self.save(trainer)
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:

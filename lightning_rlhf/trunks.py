@@ -167,7 +167,19 @@ class Packed(NamedTuple):
     tokens: Tensor  # (B, L)
     attention: Tensor  # (B, 1, L, L) bool: who looks at whom
     positions: Tensor  # (B, L)
-    last: Tensor  # (B, N): place of each row's last real token
+    kept: Tensor  # (B, N, O) bool: True at real tokens of what is left of each row, which are the last N O places
+    last: Tensor  # (B, N): which of these is its last real token
+
+
+def shared_lengths(tokens: Tensor, mask: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """How many tokens a group's rows share from the start, each keeping one of its own, and the rows' lengths: as `pack_groups`
+    takes them → (B, 1), (B, n) long."""
+    tokens, mask = tokens.view(-1, n, tokens.shape[1]), mask.view(-1, n, mask.shape[1])
+    lengths = mask.sum(2)
+    real = lengths > 0
+    leader = tokens[torch.arange(len(tokens), device=tokens.device), real.long().argmax(1)]  # (B, T): the first row that there is
+    alike = ((tokens == leader.unsqueeze(1)) & mask | ~real.unsqueeze(2)).all(1).long().cumprod(1).sum(1)
+    return torch.minimum(alike, torch.where(real, lengths, tokens.shape[2]).amin(1) - 1).unsqueeze(1), lengths
 
 
 def pack_groups(tokens: Tensor, mask: Tensor, n: int) -> Packed:
@@ -178,14 +190,10 @@ def pack_groups(tokens: Tensor, mask: Tensor, n: int) -> Packed:
         mask: (B n, T) bool, True at real tokens; a row without any is no row.
         n: Rows a group.
     """
+    shared, lengths = shared_lengths(tokens, mask, n)
     tokens, mask = tokens.view(-1, n, tokens.shape[1]), mask.view(-1, n, mask.shape[1])
     groups, _, width = tokens.shape
-    each = torch.arange(groups, device=tokens.device)
-    lengths = mask.sum(2)  # (B, n)
-    real = lengths > 0
-    leader = tokens[each, real.long().argmax(1)]  # (B, T): the first row that there is
-    alike = ((tokens == leader.unsqueeze(1)) & mask | ~real.unsqueeze(2)).all(1).long().cumprod(1).sum(1)
-    shared = torch.minimum(alike, torch.where(real, lengths, width).amin(1) - 1).unsqueeze(1)  # each row keeps a token
+    leader = tokens[torch.arange(groups, device=tokens.device), (lengths > 0).long().argmax(1)]
     most, own = int(shared.max()), int((lengths - shared).max())
     at = torch.arange(most, device=tokens.device)
     after = shared + torch.arange(own, device=tokens.device)  # (B, own): places in the rows
@@ -198,5 +206,4 @@ def pack_groups(tokens: Tensor, mask: Tensor, n: int) -> Packed:
     places = torch.arange(len(row), device=tokens.device)
     seen = (places.unsqueeze(1) >= places) & ((row == -1) | (row.unsqueeze(1) == row))  # (L, L)
     attention = seen & kept.unsqueeze(1) | (places.unsqueeze(1) == places)  # itself at least, or a softmax is over nothing
-    last = most + torch.arange(n, device=tokens.device) * own + (lengths - shared - 1).clamp_min(0)
-    return Packed(packed, attention.unsqueeze(1), positions, last)
+    return Packed(packed, attention.unsqueeze(1), positions, rest_kept, (lengths - shared - 1).clamp_min(0))

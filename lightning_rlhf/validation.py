@@ -65,6 +65,13 @@ def figures(answers: Sequence[Answer], first: Sequence[float] | None) -> dict[st
     return found
 
 
+def metric_figures(metric: Any) -> dict[str, float]:
+    """What a metric computed, by name: the mean where it gives a value a response, the first where it gives a tuple."""
+    value = metric.compute()
+    values = value if isinstance(value, dict) else {type(metric).__name__: value}
+    return {k: float(torch.as_tensor(v[0] if isinstance(v, tuple) else v).float().mean()) for k, v in values.items()}
+
+
 def write_table(path: Path, answers: Sequence[Answer], **more: Any) -> None:
     """The answers as JSON lines, records of samples; `more` stands in every line."""
     rows = ({"id": a.id, **more, **{k: v for k, v in asdict(a).items() if v is not None}, "index": 0} for a in answers)

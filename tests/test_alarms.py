@@ -41,6 +41,16 @@ def test_each_figure_raises_its_alarm(case: str) -> None:
     assert not any(fine.judge(i, replace(HEALTHY, **at)) for i in range(20, 40))
 
 
+def test_the_start_is_the_first_iteration_that_has_a_figure() -> None:
+    """A skipped iteration has no entropy, responses of no token no length."""
+    alarms = Alarms(Thresholds(patience=1))
+    assert alarms.judge(0, replace(HEALTHY, entropy=math.nan, length=0.0)) == alarms.judge(1, HEALTHY) == []
+    resumed = Alarms(Thresholds(patience=1))
+    resumed.load_state_dict(alarms.state_dict())
+    assert "2.000 at the start" in resumed.judge(2, replace(HEALTHY, entropy=0.1))[0]
+    assert "20.0 at the start" in resumed.judge(3, replace(HEALTHY, length=50.0))[0]
+
+
 @pytest.mark.parametrize("case", SICK)
 def test_an_alarm_can_be_turned_off(case: str) -> None:
     name = {"short": "length", "long": "length"}.get(case, case)

@@ -231,9 +231,10 @@ def test_memory_merges_over_each_stage_it_is_for(file: Path, stage: str) -> None
 def test_a_flag_changes_an_adapter() -> None:
     words = ["-c", str(CONFIGS / "sentiment/ppo.yaml")]
     options = parse("ppo", *words, "-c", str(CONFIGS / "memory/lora.yaml"), "--model.lora.r", "8")
-    assert options["model"]["init_args"]["lora"] == {"r": 8, "alpha": 32.0, "target_modules": "all-linear"}
+    lora = {"r": 8, "alpha": 32.0, "target_modules": "all-linear", "top_blocks": None}
+    assert options["model"]["init_args"]["lora"] == lora
     options = parse("ppo", *words, "--model.lora.target_modules", "[q_proj,v_proj]")
-    assert options["model"]["init_args"]["lora"] == {"r": 16, "alpha": 32.0, "target_modules": ["q_proj", "v_proj"]}
+    assert options["model"]["init_args"]["lora"] == {**lora, "r": 16, "target_modules": ["q_proj", "v_proj"]}
     assert parse("ppo", *words)["model"]["init_args"]["lora"] is None
 
 

@@ -16,12 +16,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from lightning_rlhf import estimate, fit
 from lightning_rlhf.cli import main
-from lightning_rlhf.estimate import Estimate
+from lightning_rlhf.estimate import Estimate, divided
+from lightning_rlhf.lora import LoRA, add_lora
 from lightning_rlhf.machine import available_memory, resident
 from lightning_rlhf.meter import Meter, storage_bytes
-from lightning_rlhf.models import load_lm, load_tokenizer
+from lightning_rlhf.models import load_lm, load_tokenizer, save_policy
 from lightning_rlhf.optim import AdamTF
-from lightning_rlhf.scalar import ScalarHead
+from lightning_rlhf.scalar import ScalarHead, ScalarModel, save_reward
 
 Command = Callable[..., list[str]]
 
@@ -156,6 +157,38 @@ def test_fake_run_counts_what_a_real_one_does(
     assert run.meter.roles["update"]["activations"] == pytest.approx(fake.phases["update"]["activations"], rel=0.005)
 
 
+def test_a_reward_of_adapters_is_counted_on_the_policy_s_weights(
+    words: Callable[..., list[str]], small: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its adapter's file is read, though nothing else is; one that trained all its weights is a copy of its own. A shared value
+    head of an earlier PPO is read too."""
+    parsed: list[Any] = []
+    monkeypatch.setattr(fit.EstimateCLI, "_run_subcommand", lambda self, subcommand: parsed.append(self))
+    found = {}
+    for kind in ("adapters", "whole"):
+        lm = load_lm(small)
+        scalar = ScalarModel(lm.model.base_model, 32, 0.3)
+        if kind == "adapters":
+            add_lora(lm.model, LoRA(r=2), 1)
+        save_reward(tmp_path / kind, scalar, lm.tokenizer, {"task": "sentiment", "base": small})
+        main(["estimate", *words("ppo", "--model.reward", str(tmp_path / kind), "--model.lora.r", "2")])
+        one = parsed.pop()
+        found[kind] = estimate.estimate(one.model, one.datamodule, one.trainer).phases["update"]["reward"]
+    assert found["adapters"] < 0.4 * found["whole"]
+    head = {"weight": torch.zeros(1, 32), "bias": torch.zeros(1)}
+    save_policy(tmp_path / "policy", load_lm(small).model, load_tokenizer(small), head)
+    main(["estimate", *words("ppo", "--model.reward", "known:sentiment", "--model.value_init", str(tmp_path / "policy"))])
+    one = parsed.pop()
+    assert estimate.estimate(one.model, one.datamodule, one.trainer).peak > 0
+
+
+def test_sharded_networks_are_divided() -> None:
+    roles = {"policy": 80, "reward": 40, "gradients": 16, "optimizer": 33, "activations": 7, "process": 5}
+    assert divided(roles, 8, gathered=False) == {**roles, "policy": 10, "reward": 5, "gradients": 2, "optimizer": 5}
+    assert divided(roles, 8, gathered=True)["policy"] == 90
+    assert divided(roles, 1, gathered=True) == roles
+
+
 def test_meter_counts_what_lives() -> None:
     meter = Meter(lambda: {"policy": 100})
     with meter, meter.during("update"):
@@ -185,6 +218,7 @@ def test_refusal_names_what_to_change_the_largest_first() -> None:
     assert text.index("model.micro_batch_size") < text.index("model.trainable_layers") < text.index("a smaller lm")
     assert "--allow_out_of_memory true" in text
     assert "trainable_layers" not in made(activations=2000, optimizer=1).refusal()
+    assert "model.gradient_checkpointing" in text and "the process itself 900 MB" in made(process=900, policy=1).refusal()
 
 
 @pytest.fixture

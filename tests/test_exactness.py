@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -164,6 +165,29 @@ def test_a_checkpoint_falls_between_optimizer_steps(tmp_path: Path) -> None:
         callback.on_train_batch_end(trainer, None, None, None, batch)  # type: ignore[arg-type]
         counts.append(trainer.saved)
     assert counts == [0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 3]
+
+
+def test_a_run_that_max_steps_ended_can_export_after_a_kill(tmp_path: Path) -> None:
+    """No checkpoint is of the last step, from which Lightning would neither train nor export."""
+
+    def made() -> tuple[Any, Any, L.Trainer]:
+        module, data = sft(tmp_path, 4)
+        trainer = L.Trainer(
+            accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+            enable_model_summary=False, max_steps=2, max_epochs=None, num_sanity_val_steps=0,
+            callbacks=[StageCheckpoint(str(tmp_path / "last.ckpt"), every=1)],
+        )  # fmt: skip
+        return module, data, trainer
+
+    module, data, trainer = made()
+    trainer.fit(module, data)
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 1
+    before = {k: v.clone() for k, v in module.policy.state_dict().items()}
+    shutil.rmtree(tmp_path / "sft")
+    module, data, trainer = made()
+    trainer.fit(module, data, ckpt_path=str(tmp_path / "last.ckpt"), weights_only=True)
+    assert (tmp_path / "sft/model.safetensors").is_file()
+    assert all(torch.equal(v, module.policy.state_dict()[k]) for k, v in before.items())
 
 
 # ---------------------------------------------------------------------------------------------------------------- padding

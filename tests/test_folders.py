@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 
@@ -38,6 +39,15 @@ def test_a_directory_is_there_at_every_moment_of_a_replacement(tmp_path: Path) -
     assert not missing
     assert (path / "text").read_text() == "299"
     assert sorted(f.name for f in tmp_path.iterdir()) == ["a", "b", "export"]
+
+
+def test_names_are_on_disk_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder's own entry, and that of the folder it is in, besides what is in its files."""
+    synced: list[str] = []
+    plain = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: (synced.append(os.readlink(f"/proc/self/fd/{handle}")), plain(handle)))
+    write(tmp_path / "export", "new")
+    assert {Path(name).name.split("-")[0] for name in synced} == {".export.partial", "text", tmp_path.name}
 
 
 @pytest.mark.parametrize("swaps", [True, False])

@@ -68,9 +68,9 @@ def test_from_files_to_table(data: Path, tmp_path: Path) -> None:
         main([
             "fit", "-c", str(ROOT / f"configs/human/{name}.yaml"), "-c", str(ROOT / "configs/hardware/cpu.yaml"),
             "--run_dir", str(tmp_path / name), "--lm", "stories260k", "--task.query_length", str(query),
-            "--task.response_length", str(response), "--model.num_hidden_layers", "2", "--model.normalise_samples", "8",
-            "--model.rollout_batch_size", "8", "--trainer.enable_progress_bar", "false", "--trainer.logger", "false",
-            "--trainer.callbacks", "[]",
+            "--task.response_length", str(response), "--model.num_hidden_layers", "2", "--model.lora.top_blocks", "1",
+            "--model.normalise_samples", "8", "--model.rollout_batch_size", "8", "--trainer.enable_progress_bar", "false",
+            "--trainer.logger", "false", "--trainer.callbacks", "[]",
         ])  # fmt: skip
     assert train[0].ranks == [1, 2, 2]
     lines = human.probe(str(tmp_path / "hh_harmless"), "stories260k", "1", "5").splitlines()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Callable
@@ -419,6 +420,8 @@ def test_adapters_that_would_be_lost_are_refused(adapter: tuple[Path, Tensor], t
         ({"lora": LoRA(r=0)}, "model.lora.r: found 0, expected at least 1"),
         ({"lora": LoRA(alpha=0.0)}, "model.lora.alpha: found 0.0, expected above 0"),
         ({"lora": LoRA(target_modules=[])}, "model.lora.target_modules: found an empty list"),
+        ({"lora": LoRA(top_blocks=0)}, "model.lora.top_blocks: found 0"),
+        ({"lora": LoRA(target_modules=None, top_blocks=2)}, "model.lora.top_blocks: found 2 with model.lora.target_modules None"),
         ({"lora": LoRA(), "trainable_layers": 2}, "model.lora, model.trainable_layers: found both"),
     ],
 )
@@ -431,10 +434,26 @@ def test_options_are_checked(tmp_path: Path, stage: str, options: dict[str, Any]
     assert problem.startswith(message)
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("target", ["all-linear", None, r".*(_proj|c_attn)"])
+def test_adapters_on_the_top_blocks_alone(family: str, target: str | None) -> None:
+    """Of the layers that would have them, those of the last block; a trunk without a head too."""
+    names = ["q_proj", "c_attn"][family == "gpt2" :][:1] if target is None else target
+    for network in (tiny(family), tiny(family).base_model):
+        every = copy.deepcopy(network)
+        add_lora(every, LoRA(target_modules=names), 1)
+        add_lora(network, LoRA(target_modules=names, top_blocks=1), 1)
+        last = f"{'h' if family == 'gpt2' else 'layers'}.{network.config.num_hidden_layers - 1}."
+        expected = [name for name, _ in lora_layers(every) if f".{last}" in f".{name}"]
+        assert [name for name, _ in lora_layers(network)] == expected != []
+
+
 def test_layers_that_cannot_have_adapters() -> None:
     with pytest.raises(UsageError, match=r"model\.lora\.target_modules: .*nowhere"):
         add_lora(tiny("llama"), LoRA(target_modules=["nowhere"]), 1)
     with pytest.raises(UsageError, match=r"target_modules: found \['v_porj'\], which no layer is called"):
         add_lora(tiny("llama"), LoRA(target_modules=["q_proj", "v_porj"]), 1)
+    with pytest.raises(UsageError, match="model.lora.top_blocks: found 9, expected at most the"):
+        add_lora(tiny("llama"), LoRA(top_blocks=9), 1)
     with pytest.raises(UsageError, match="is the embedding 'lm_head', expected linear layers between the embeddings"):
         add_lora(tiny("llama"), LoRA(target_modules=["lm_head", "q_proj"]), 1)

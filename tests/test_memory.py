@@ -19,7 +19,7 @@ from lightning_rlhf import ppo_setup
 from lightning_rlhf.blocks import blocks_of, checkpointed, compiled
 from lightning_rlhf.data import PreferenceData, PromptBatch, PromptData, SFTData
 from lightning_rlhf.lora import LoRA, MergedLinear, add_lora, lora_layers
-from lightning_rlhf.memory import SharedWeights
+from lightning_rlhf.memory import SharedWeights, to_dtype
 from lightning_rlhf.meter import storage_bytes
 from lightning_rlhf.models import load_lm, load_tokenizer
 from lightning_rlhf.optim import AdamTF
@@ -238,6 +238,21 @@ def test_adapters_on_weights_in_bf16(tmp_path: Path) -> None:
     product = layer.lora_B["default"].weight @ layer.lora_A["default"].weight * 8.0
     expected = start.model.layers[0].mlp.up_proj.weight.bfloat16().float() + product
     torch.testing.assert_close(merged.model.layers[0].mlp.up_proj.weight, expected)
+
+
+def test_a_reward_of_adapters_shares_weights_in_bf16_too(tmp_path: Path) -> None:
+    """It is told from the policy's weights before those are rounded: one copy, in two bytes a number."""
+    options: dict[str, Any] = dict(lora=LoRA(r=2), reward=reward_on(STORIES, tmp_path / "reward", with_adapters))
+    full, half = made(tmp_path, **options)[0], made(tmp_path, frozen_dtype="bfloat16", **options)[0]
+    for module in (full, half):
+        module.configure_model()
+    counts = [sum(isinstance(m, MergedLinear) for m in module.reward.modules()) for module in (full, half)]  # type: ignore[union-attr]
+    assert counts[0] == counts[1] == len(lora_layers(half.policy))
+    assert bytes_of(networks(half)) < 0.6 * bytes_of(networks(full))
+    apart = LearnedReward(options["reward"])
+    to_dtype(apart.scalar.trunk, torch.bfloat16)
+    scores = [reward.score_tokens(ROWS) for reward in (full.reward, half.reward, apart)]  # type: ignore[union-attr]
+    assert (scores[1] - scores[0]).abs().max() < 1.5 * (scores[2] - scores[0]).abs().max()  # what rounding does
 
 
 def test_bf16_does_not_go_with_shared_blocks(tmp_path: Path) -> None:

@@ -472,7 +472,8 @@ def test_groups_are_packed() -> None:
     assert packed.tokens[0, 3:].view(3, 4).tolist() == [[7, 0, 0, 0], [8, 9, 10, 0], [7, 7, 0, 0]]
     assert packed.tokens[1, :3].tolist() == [1, 2, 3]
     assert packed.positions[0, 3:7].tolist() == [2, 3, 4, 5]
-    assert packed.last.tolist() == [[3, 9, 12], [4, 7, 14], [3, 7, 12]]
+    assert packed.kept[0].tolist() == [[True] + [False] * 3, [True] * 3 + [False], [True] * 2 + [False] * 2]
+    assert packed.last.tolist() == [[0, 2, 1], [1, 0, 3], [0, 0, 1]]
     assert packed.attention[0, 0, 9].nonzero().flatten().tolist() == [0, 1, 7, 8, 9]  # 10 sees 5 6 and 8 9
 
 
@@ -496,6 +497,14 @@ def test_groups_score_as_rows(family: str) -> None:
         assert (a is None) == (b is None)
         if a is not None:
             torch.testing.assert_close(b, a, atol=5e-5, rtol=1e-3)
+    # the mean over each row's own tokens, where its group begins to differ
+    scores, means = scalar.score_last_and_each(tokens, mask, 3)
+    assert torch.equal(scores, found)
+    rows = [row[real] for row, real in zip(tokens, mask, strict=True)]
+    for i, (row, shared) in enumerate(zip(rows, [2] * 3 + [3] * 3 + [2] * 3, strict=True)):
+        if len(row):
+            each = [scalar(row[None, : t + 1], torch.ones(1, t + 1, dtype=torch.bool)).item() for t in range(shared, len(row))]
+            assert means.flatten()[i].item() == pytest.approx(sum(each) / len(each), abs=2e-5)
     # alone, and with nothing to share
     torch.testing.assert_close(scalar.score_groups(tokens[there], mask[there], 1).flatten(), expected, atol=1e-5, rtol=1e-5)
 
@@ -523,6 +532,8 @@ def test_windows_are_looked_through_everywhere(kind: str) -> None:
         found = scalar.score_groups(tokens, mask, 3)
         torch.testing.assert_close(found.flatten()[there], scalar(tokens[there], mask[there]))
         assert bool(torch.isfinite(found).all())
+        first = tokens[:1, :3], torch.ones(1, 3, dtype=torch.bool)  # whose only own token is its last
+        torch.testing.assert_close(scalar.score_last_and_each(tokens, mask, 3)[1][0, :1], scalar(*first))
         rows, real = torch.arange(1, 25).view(2, 12), torch.ones(2, 12, dtype=torch.bool)
         for trained in (1, 2, 3):
             split = SplitTrunk(model, trained)

@@ -15,14 +15,26 @@ from safetensors.torch import load_file
 from test_models import saved
 from test_variants import made, run
 from tiny import STORIES, trainer_of
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    Gemma2Config,
+    Lfm2Config,
+    MambaConfig,
+    MiniMaxConfig,
+    MixtralConfig,
+    MixtralForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+)
 
 from lightning_rlhf.cli import main
 from lightning_rlhf.lora import LoRA, add_lora, lora_layers
-from lightning_rlhf.models import load_lm, save_policy
+from lightning_rlhf.models import find_lm, load_lm, position_problems, save_policy, table_of
 from lightning_rlhf.scalar import ScalarModel, save_reward
 from lightning_rlhf.scoring import find_reward
-from lightning_rlhf.tasks import UsageError
+from lightning_rlhf.tasks import Task, UsageError
 
 IDS = torch.tensor([[5, 9, 3, 7, 2]])
 
@@ -176,6 +188,69 @@ def test_a_shared_value_head_goes_on_from_an_earlier_ppo(tmp_path: Path) -> None
     module, data = made(tmp_path / "third", value_init=str(tmp_path / "apart/policy"))
     (problem,) = module.check(data, trainer_of(), False)
     assert "for a shared value function, expected a directory of an earlier PPO with a shared one" in problem
+
+
+@pytest.mark.parametrize("case", ["tokens", "experts"])
+def test_adapters_within_wrappers_are_merged(tmp_path: Path, case: str) -> None:
+    """peft wraps an embedding of which some rows train, and each of several parameters of one module."""
+    options: dict[str, Any] = {"target_modules": ["q_proj"], "trainable_token_indices": [3, 7, 9]}
+    if case == "experts":
+        options = {"target_modules": ["up_proj"], "target_parameters": ["q_proj.weight", "v_proj.weight"]}
+    start, expected = with_adapter(tmp_path, "llama", **options)
+    torch.testing.assert_close(logits(load_lm(start).model), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_new_adapters_are_for_linear_layers_alone() -> None:
+    config = MixtralConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2,
+        num_local_experts=2,
+    )  # fmt: skip
+    with pytest.raises(UsageError, match=r"is 'model.layers.0.mlp.*', no linear layer, expected linear layers between"):
+        add_lora(MixtralForCausalLM(config), LoRA(), 1)
+
+
+def opt(folder: Path) -> str:
+    """An OPT of 32 positions with the embedded model's tokenizer."""
+    config = OPTConfig(
+        vocab_size=600, hidden_size=16, ffn_dim=16, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=32,
+        word_embed_proj_dim=16, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    OPTForCausalLM(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(find_lm(STORIES)).save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_family_without_steps_or_a_list_of_blocks_of_its_own(tmp_path: Path) -> None:
+    """OPT: its table of positions is seen, compiling what is not run here is warned of, running blocks again refused at once."""
+    policy = opt(tmp_path / "opt")
+    task = Task(query_length=24, response_length=9, start_text=None, end_text=None, truncate_text=None)
+    (problem,) = position_problems(policy, task)
+    assert "has 32 positions" in problem
+    assert table_of(AutoModelForCausalLM.from_pretrained(policy).config) == 32
+    module, _ = made(tmp_path, policy=policy, compile_sampler=True)
+    with pytest.warns(UserWarning, match="model.compile_sampler: found true, and a OPTForCausalLM is sampled by its own forward"):
+        module.configure_model()
+    module, _ = made(tmp_path, policy=policy, gradient_checkpointing=True)
+    with pytest.raises(UsageError, match="gradient_checkpointing.*not supported for OPTModel"):
+        module.configure_model()
+
+
+@pytest.mark.parametrize("family", ["mamba", "lfm2", "minimax", "gemma2"])
+def test_models_that_cannot_be_sampled_as_others_are_refused(tmp_path: Path, family: str) -> None:
+    """A state in place of keys and values; logits that are capped, which small ones hardly show."""
+    sizes: dict[str, Any] = dict(vocab_size=600, hidden_size=16, num_hidden_layers=2)
+    heads: dict[str, Any] = dict(intermediate_size=16, num_attention_heads=2, num_key_value_heads=1)
+    config = {
+        "mamba": lambda: MambaConfig(**sizes),
+        "lfm2": lambda: Lfm2Config(**sizes, **heads, layer_types=["conv", "full_attention"]),
+        "minimax": lambda: MiniMaxConfig(**sizes, **heads, num_local_experts=2, layer_types=["linear_attention"] * 2),
+        "gemma2": lambda: Gemma2Config(**sizes, **heads, head_dim=8),
+    }[family]()  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "m")
+    AutoTokenizer.from_pretrained(find_lm(STORIES)).save_pretrained(tmp_path / "m")
+    message = "logits are not lm_head" if family == "gemma2" else "which keeps a state, expected keys and values"
+    with pytest.raises(UsageError, match=message):
+        load_lm(str(tmp_path / "m"))
 
 
 def test_an_estimate_tells_what_fit_would_refuse(

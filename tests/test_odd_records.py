@@ -67,11 +67,40 @@ def test_token_ids_in_csv_with_an_empty_side_or_cut_by_numpy(tmp_path: Path) -> 
         list(read_comparisons(cells(tmp_path / "b.csv", {**row, "query": cut})))
 
 
-@pytest.mark.parametrize("name", ["question", "input", "instruction", "query", "trajectory"])
+@pytest.mark.parametrize(
+    "name",
+    ["question", "input", "instruction", "query", "trajectory", "post", "article", "context", "history", "document", "text",
+      "problem", "system", "conversation", "conversations"],
+)  # fmt: skip
 def test_a_prompt_of_another_name_is_not_made_up(tmp_path: Path, name: str) -> None:
     rows = [{name: f"q{i}?", "chosen": f"Sure, yes {i}", "rejected": "Sure, no"} for i in range(5)]
     with pytest.raises(DataError, match=rf"a.jsonl:1: .*is '{name}' meant to be 'prompt'\?"):
         read_comparisons(lines(tmp_path / "a.jsonl", *rows))
+
+
+def test_a_source_is_where_a_record_is_from_and_a_system_of_one_word_its_maker(tmp_path: Path) -> None:
+    more = {"source": "Stack Exchange", "system": "gpt-4"}
+    (found,) = read_comparisons(lines(tmp_path / "a.jsonl", {**more, "chosen": "Q: is it? Yes", "rejected": "Q: is it? No"}))
+    assert (found.prompt, found.meta) == ("Q: is it?", more)
+
+
+@pytest.mark.parametrize("asked", ["What is it?", [{"role": "user", "content": "What is it?"}]])
+def test_dialogues_of_hh_beside_the_users_message(tmp_path: Path, asked: Any) -> None:
+    whole = "\n\nHuman: What is it?\n\nAssistant:"
+    dialogues = {"prompt": asked, "chosen": f"{whole} a", "rejected": f"{whole} b"}
+    reader = read_comparisons(lines(tmp_path / "a.jsonl", dialogues))
+    assert (reader.format, [(found.prompt, found.responses) for found in reader]) == ("hh", [(whole, [" a", " b"])])
+    pair = {"prompt": "p", "chosen": "a", "rejected": "b"}
+    with pytest.raises(DataError, match=r"b.jsonl:2: field 'chosen': found a dialogue of the format hh, expected answers alone"):
+        list(read_comparisons(lines(tmp_path / "b.jsonl", pair, dialogues)))
+
+
+def test_a_prompt_that_stands_in_one_side_again(tmp_path: Path) -> None:
+    asked = "What is the capital of France?"
+    sides = {"chosen": f"{asked} Paris", "rejected": "Rome"}, {"chosen": "Paris", "rejected": asked}
+    first, echo = read_comparisons(lines(tmp_path / "a.jsonl", *({"prompt": asked, **row} for row in sides)))
+    assert first.responses == [" Paris", "Rome"]
+    assert echo.responses == ["Paris", asked]  # an answer of its own, though a bad one
 
 
 def test_a_prompt_that_stands_in_both_sides_again(tmp_path: Path) -> None:
@@ -145,11 +174,30 @@ def test_a_dialogue_quoted_in_a_plain_text(tmp_path: Path) -> None:
 
 def test_an_explicit_pair_is_not_overruled_by_other_columns(tmp_path: Path) -> None:
     pair = {"prompt": "p", "chosen": "good", "rejected": "bad"}
-    for more in ({"responses": ["good", "bad"], "margin": 1.0}, {"response": "good", "rating": 9}):
+    labels = ({"margin": 1.0}, {"ratings": [2, 4]}, {"best": 0}, {"ranks": [2, 1]}, {"votes": [1]})
+    others = {"query": "q", "sample": "s", "score": 1}, {"query": "q", "sample0": "s", "sample1": "t", "best": 1}
+    for more in (*({"responses": ["good", "bad"], **label} for label in labels), {"response": "good", "rating": 9}, *others):
         reader = read_comparisons(lines(tmp_path / "a.jsonl", {**pair, **more}))
         assert reader.format == "pair"
         (found,) = reader
         assert (found.responses, found.best) == (["good", "bad"], 0)
+        write_jsonl(tmp_path / "b.jsonl", [found])
+        assert list(read_comparisons(tmp_path / "b.jsonl")) == [found]
+    (found,) = read_comparisons(tmp_path / "a.jsonl", "best_of_N")  # as it was asked to
+    assert found.best == 1
+
+
+@pytest.mark.parametrize("label", [{"best": 1}, {"ratings": [4, 2]}, {"ranks": [2, 1]}])
+def test_a_label_beside_the_same_two_sides_comes_back(tmp_path: Path, label: dict[str, Any]) -> None:
+    written = Comparison("p", ["a", "b"], **label, meta={"chosen": "a", "rejected": "b", "note": 1})
+    write_jsonl(tmp_path / "a.jsonl", [written])
+    assert list(read_comparisons(tmp_path / "a.jsonl")) == [written]
+
+
+def test_responses_that_are_no_list_beside_a_pair(tmp_path: Path) -> None:
+    row = {"prompt": "p", "responses": 5, "margin": 1, "chosen": "a", "rejected": "b"}
+    with pytest.raises(DataError, match=r"a.jsonl:1: field 'responses': found 5, expected a list"):
+        list(read_comparisons(lines(tmp_path / "a.jsonl", row)))
 
 
 def test_a_dialogue_of_hh_after_a_pair_of_texts(tmp_path: Path) -> None:
@@ -167,6 +215,42 @@ def test_dialogues_in_messages_that_end_with_the_user(tmp_path: Path) -> None:
         reader = read_comparisons(lines(tmp_path / "a.jsonl", first, second), max_skipped=0.5)
         assert len(list(reader)) == 1
         assert reader.skipped == {"no answer at the end": [2]}
+
+
+@pytest.mark.parametrize(
+    ("turns", "reason"),
+    [
+        ([YES, {"role": "human", "content": "thanks"}], "no answer at the end"),
+        ([YES, USER, {"role": "assistant", "content": " "}], "empty response"),
+        ([{**NO, "score": 2}], "identical responses"),
+    ],
+)
+def test_answers_in_messages_that_say_nothing(tmp_path: Path, turns: list[dict[str, Any]], reason: str) -> None:
+    good, odd = ({"prompt": [USER], "chosen": chosen, "rejected": [NO]} for chosen in ([YES], turns))
+    reader = read_comparisons(lines(tmp_path / "a.jsonl", good, odd), max_skipped=0.5)
+    assert len(list(reader)) == 1
+    assert reader.skipped == {reason: [2]}
+
+
+@pytest.mark.parametrize("prompt", [None, []])
+def test_no_prompt_beside_dialogues_in_messages(tmp_path: Path, prompt: Any) -> None:
+    (found,) = read_comparisons(lines(tmp_path / "a.jsonl", {"prompt": prompt, "chosen": [USER, YES], "rejected": [USER, NO]}))
+    assert (found.prompt, found.responses) == ([USER], [[YES], [NO]])
+
+
+def test_messages_in_texts_of_json_lines_and_parquet(tmp_path: Path) -> None:
+    pair = {"chosen": json.dumps([USER, YES]), "rejected": json.dumps([USER, NO])}
+    from datasets import Dataset
+
+    Dataset.from_list([pair]).to_parquet(str(tmp_path / "a.parquet"))
+    for file in (lines(tmp_path / "a.jsonl", pair), tmp_path / "a.parquet", lines(tmp_path / "b.jsonl", {"prompt": "q", **pair})):
+        (found,) = read_comparisons(file)
+        assert (found.prompt, found.responses) == ([USER], [[YES], [NO]])
+    for row in ({"prompt": json.dumps([USER]), "completion": json.dumps([YES])}, {"messages": json.dumps([USER, YES])}):
+        (shown,) = read_demonstrations(lines(tmp_path / "d.jsonl", row))
+        assert (shown.prompt, shown.completion) == ([USER], [YES])
+    (shown,) = read_demonstrations(lines(tmp_path / "e.jsonl", {"prompt": "As JSON?", "completion": json.dumps([YES])}))
+    assert shown.completion == json.dumps([YES])  # an answer that is text
 
 
 def test_messages_that_are_not_text_are_counted(tmp_path: Path) -> None:
@@ -187,6 +271,12 @@ def test_a_label_of_unpaired_preferences_that_is_false(tmp_path: Path, label: An
     assert [found.completion for found in read_demonstrations(lines(tmp_path / "a.jsonl", good, bad))] == ["good"]
 
 
+@pytest.mark.parametrize(("a", "b"), [("天空是什么颜色？蓝色", "天空是什么颜色？绿色"), ("空の色は青い", "空の色は赤い")])
+def test_texts_without_spaces_that_begin_alike(tmp_path: Path, a: str, b: str) -> None:
+    (found,) = read_comparisons(lines(tmp_path / "a.jsonl", {"chosen": a, "rejected": b}))
+    assert found.prompt == a[:-2] and found.responses == [a[-2:], b[-2:]]
+
+
 def test_a_null_where_the_format_is_decided(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nearest to openai_2019, whose 'best' is null"):
         read_comparisons(lines(tmp_path / "a.jsonl", {"query": [1], "sample0": [1], "sample1": [2], "best": None}))
@@ -202,6 +292,13 @@ def test_the_name_that_the_paper_gives_its_labels(tmp_path: Path) -> None:
     row = {"query": [5], "sample0": [1], "sample1": [2], "best": 0}
     (found,) = read_comparisons(lines(tmp_path / "a.jsonl", row), format="best_of_N")
     assert found.best == 0
+
+
+def test_whether_a_csv_holds_ids_is_decided_once(tmp_path: Path) -> None:
+    text, ids = ({"prompt": prompt, "completion": "[3]"} for prompt in ("add 1 2", "[3, 1, 2]"))
+    assert [found.prompt for found in read_demonstrations(cells(tmp_path / "a.csv", text, ids))] == ["add 1 2", "[3, 1, 2]"]
+    with pytest.raises(DataError, match=r"b.csv:3: field 'prompt': found \"add 1 2\", expected token ids, as in the file's"):
+        list(read_demonstrations(cells(tmp_path / "b.csv", ids, text)))
 
 
 def test_a_pipe_is_not_read_in_half(tmp_path: Path) -> None:
@@ -232,6 +329,35 @@ def test_what_is_beside_a_record_is_written(tmp_path: Path) -> None:
     assert again.meta == {"ratings": [1], "decimal": 1.5, "took": 3.0, "kept": {"x": [None]}, "score": None}
     with pytest.raises(DataError, match=r"b.jsonl:1: found a row that JSON cannot hold"):
         write_jsonl(tmp_path / "b.jsonl", [Comparison("p", ["a", "b"], margin=float("nan"))])
+
+
+@pytest.mark.parametrize("of", ["date32", "timestamp", "duration"])
+def test_a_date_in_parquet_that_python_cannot_hold(tmp_path: Path, of: str) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    kinds = {"date32": pyarrow.date32(), "timestamp": pyarrow.timestamp("us"), "duration": pyarrow.duration("ms")}
+    plain, value = (pyarrow.int32(), 2**31 - 1) if of == "date32" else (pyarrow.int64(), 2**62)
+    row = {name: [name] for name in ("prompt", "chosen", "rejected")}
+    parquet.write_table(pyarrow.table({**row, "made": pyarrow.array([value], plain).cast(kinds[of])}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a.parquet:row 1: found unreadable data"):
+        list(read_comparisons(tmp_path / "a.parquet"))
+
+
+def test_folders_of_save_to_disk(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_list([{"prompt": f"p{i}", "chosen": "a", "rejected": "b"} for i in range(600)])
+    rows.save_to_disk(tmp_path / "one")
+    assert [found.prompt for found in read_comparisons(tmp_path / "one")] == rows["prompt"][:]
+    datasets.DatasetDict({"train": rows}).save_to_disk(tmp_path / "parts")
+    with pytest.raises(DataError, match=r"parts/train/data-\S+\.arrow stands deeper: \S+/\*\*/\*\.arrow reads subfolders"):
+        read_comparisons(tmp_path / "parts")
+
+
+def test_a_glob_leaves_out_what_stands_beside_records(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    lines(tmp_path / "sub/run.json", {"command": "x"})
+    lines(tmp_path / "sub/a.jsonl", {"prompt": "p", "chosen": "a", "rejected": "b"})
+    assert len(list(read_comparisons(f"{tmp_path}/**/*.json*"))) == 1
 
 
 def test_parquet_as_others_write_it(tmp_path: Path) -> None:

@@ -160,7 +160,7 @@ def test_a_stage_that_could_not_start_is_told_before_anybody_labels(
     assert not (tmp_path / "bad").exists()
 
 
-def test_equal_responses_are_drawn_anew(tmp_path: Path) -> None:
+def test_equal_responses_are_drawn_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """They would be labels that say nothing, and above 1 % of them nothing could be read; so would those without text, and those
     that the labeler likes equally. Of several that it likes best one is the best by lot, not always the policy's."""
     (tmp_path / "long.py").write_text("def f(prompts, completions):\n    return [float(len(c) > 3) for c in completions]\n")
@@ -189,6 +189,10 @@ def test_equal_responses_are_drawn_anew(tmp_path: Path) -> None:
         assert made.asked[:2] == [["0", "1", "2", "3"], ["4", "6"]]
     never = Sure("lm", "lm", Task(), "known:sentiment", tmp_path, 1, 4, "32").draw("train", [Prompt("0")], 0, 1, 2, 0)
     assert never[0]["responses"] == ["same", "same"]  # a policy with one answer to everything: told by whoever reads the labels
+    short = Sure("lm", "lm", Task(), f"{tmp_path}/long.py:f", tmp_path, 1, 40, "32")
+    capsys.readouterr()
+    tied = short.draw("val", [Prompt("1")], 0, 40, 2, 0)  # all equally short: no response is the best one by its place
+    assert {r["best"] for r in tied} == {0, 1} and "40 of 40 nothing is preferred" in capsys.readouterr().out
 
     class Odd(Sure):
         """Ties, an empty text, or two that are liked, by the prompt."""
@@ -212,6 +216,11 @@ def test_a_value_network_from_the_first_reward_model_goes_on(tmp_path: Path, mon
         module.fit(["ppo.yaml"], tmp_path / "round.yaml", tmp_path / checkpoint)
     assert "--ckpt_path" not in asked[0]
     assert json.loads(asked[1][asked[1].index("--allow_changed") + 1]) == ["model.reward", "model.value_init"]
+    (tmp_path / "round-01/reward").mkdir(parents=True)
+    (tmp_path / "reward").symlink_to(tmp_path / "round-01/reward")
+    ppo: Any = SimpleNamespace(value_init=str(tmp_path / "reward"))
+    assert module.starts_from(ppo, tmp_path / "round-01/reward") and not module.starts_from(ppo, tmp_path / "round-00/reward")
+    assert not module.starts_from(SimpleNamespace(value_init=None), tmp_path)  # type: ignore[arg-type]
 
 
 def test_verdicts_from_a_file(

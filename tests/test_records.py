@@ -175,6 +175,21 @@ FORMAT_CASES = {
             },
         ),
     ),
+    "openai_2020 with an empty article": (
+        PAIR_2020 | {"info": TLDR | {"article": ""}, "summaries": [{"text": "s0"}, {"text": "s1"}]},
+        Comparison(
+            REDDIT,
+            ["s1", "s0"],
+            best=0,
+            meta={
+                "choice": 1,
+                "worker": "w",
+                "source": "tldr",
+                "info": {"id": "t3", "subreddit": "cats", "title": "T", "site": None},
+                "summaries": [{}, {}],
+            },
+        ),
+    ),
     "openai_2020_axis": (
         AXIS,
         Comparison(
@@ -485,6 +500,7 @@ BAD_RECORDS = [
     ),
     (PAIR_2020, PAIR_2020 | {"info": "x"}, [":2: field 'info': found \"x\", expected an object"]),
     (AXIS, AXIS | {"summary": {"text": "s"}}, [":2: field 'summary'", "expected an object with text, axes"]),
+    (AXIS, AXIS | {"summary": {"text": "s", "axes": {"overall": 8}}}, ["axes.overall': found 8, expected a number from 1 to 7"]),
     (
         AXIS,
         AXIS | {"summary": {"text": "s", "axes": {"overall": "6"}}},
@@ -711,6 +727,9 @@ UNUSABLE = [
         "identical responses",
     ),
     (AXIS, AXIS | {"summary": {"text": "s", "axes": {"overall": None}}}, "no overall rating"),
+    (PAIR_2020, PAIR_2020 | {"info": TLDR | {"title": "", "post": " "}}, "empty prompt"),
+    (AXIS, AXIS | {"info": {"article": " "}}, "empty prompt"),
+    (HH, {side: f"\n\nHuman: \n\nAssistant: {side}" for side in HH}, "empty prompt"),
     (VOTES, VOTES | {"votes": [0, 1]}, "no majority"),
     (VOTES, VOTES | {"votes": []}, "no majority"),
     (
@@ -878,6 +897,7 @@ def test_demonstrations_prompts_and_ratings(tmp_path):
     rows = [Demonstration("p", "c", {"id": 1}), Demonstration([USER], [GOOD])]
     write_jsonl(tmp_path / "d.jsonl", rows)
     assert list(read_demonstrations(tmp_path / "d.jsonl")) == rows
+    assert list(read_prompts(write(tmp_path, {"prompt": "p", "reference": ""}))) == [Prompt("p")]
     prompts = [Prompt("p"), Prompt([1, 2], [3], {"id": "x"}), Prompt("p", ["one reference", "another"])]
     write_jsonl(tmp_path / "p.jsonl", prompts)
     assert list(read_prompts(tmp_path / "p.jsonl")) == prompts
@@ -907,6 +927,7 @@ def test_demonstrations_prompts_and_ratings(tmp_path):
             {"prompt": "p", "completion": [3]},
             "field 'completion': found ids after a prompt that",
         ),
+        (read_demonstrations, {"text": "p"}, "field .* expected the fields messages, or prompt, completion"),
         (read_prompts, {"text": "p"}, "field 'prompt': found only text, expected the fields prompt"),
         (read_prompts, {"prompt": "p", "reference": 3}, "field 'reference': found 3, expected a string"),
         (

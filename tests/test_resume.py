@@ -259,7 +259,7 @@ def test_killed_in_each_phase(tiny_run: Path, tmp_path: Path, command: Callable[
         assert run_figures(here / "export") == figures, name
 
 
-VALIDATIONS = {"first": 1, "epoch's end": 2, "second epoch": 3, "last": 4}  # the one in which the process ends
+VALIDATIONS = {"first": 1, "epoch's end": 2, "second epoch": 3, "last": 4}  # the one in which the process ends, of two batches
 
 
 def test_a_validation_that_a_kill_kept_from_running_is_made_up(
@@ -274,10 +274,10 @@ def test_a_validation_that_a_kill_kept_from_running_is_made_up(
         saver = {"class_path": "lightning_rlhf.stage.StageCheckpoint", "init_args": {"path": str(here / "last.ckpt"), "every": 3}}
         callbacks: list[dict[str, Any]] = [saver]
         if name in VALIDATIONS and not flags:
-            killer = {"class_path": "killer_in.KillIn", "init_args": {"phase": "validation", "left": VALIDATIONS[name]}}
+            killer = {"class_path": "killer_in.KillIn", "init_args": {"phase": "validation", "left": 2 * VALIDATIONS[name]}}
             callbacks.append(killer)
         trainer = {
-            "callbacks": callbacks, "max_epochs": 2, "val_check_interval": 3, "limit_val_batches": 1,
+            "callbacks": callbacks, "max_epochs": 2, "val_check_interval": 3,
             "logger": {"init_args": {"save_dir": str(here), "name": "logs"}},
         }  # fmt: skip
         overlay = {"model": {"init_args": {"output": str(here / "export")}}, "trainer": trainer}
@@ -544,6 +544,15 @@ def test_checkpoint_that_cannot_be_used(runs: Runs, tmp_path: Path, refused: Cal
         (tmp_path / name).write_bytes(content)
         message = refused(runs.arguments("sft", runs.killed, "--ckpt_path", str(tmp_path / name)))
         assert f"--ckpt_path: {tmp_path / name}: found no whole checkpoint there" in message
+    saved = torch.load(runs.killed / "ppo/last.ckpt", weights_only=True)
+    del saved["stage"]["options"]["model.compile_blocks"]  # which an older version did not have
+    saved["stage"]["options"]["trainer.strategy"] = "ModelParallelStrategy"
+    torch.save(saved, tmp_path / "sharded.ckpt")
+    given = ("--ckpt_path", str(tmp_path / "sharded.ckpt"), "--allow_changed", '["trainer.strategy"]')
+    message = refused(runs.arguments("ppo", runs.killed, *given))
+    assert "found SingleDeviceStrategy, and the optimizer of sharded networks has other groups" in message
+    message = refused(runs.arguments("sft", runs.killed, "--trainer.precision", "64-true", "--model.overwrite", "true"))
+    assert "trainer.precision: found 64-true, expected 32-true, bf16-mixed or bf16-true" in message
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
     message = refused(runs.arguments("sft", runs.killed, "--ckpt_path", str(tmp_path / "other.ckpt")))
     assert "found a checkpoint of stage None, expected 'sft'" in message

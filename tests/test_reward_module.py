@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from lightning_rlhf.data import PreferenceData, SFTData
 from lightning_rlhf.lora import LoRA
 from lightning_rlhf.models import load_lm, load_tokenizer
 from lightning_rlhf.optim import AdamTF
-from lightning_rlhf.reward import RewardModule
+from lightning_rlhf.reward import RewardModule, labels_loss
 from lightning_rlhf.scalar import classifier_problems, load_scalar
 from lightning_rlhf.sft import SFTModule
 from lightning_rlhf.stage import StageModule
@@ -188,6 +189,26 @@ def test_centring_keeps_rewards_near_0(tmp_path: Path) -> None:
         rewards = rewards_of(folder, [(p, t) for p in PROMPTS for t in TEXTS])
         found[centring] = abs(rewards.mean().item())
     assert found[1.0] < 0.5 * found[0.0]
+
+
+def test_a_loss_of_every_token_is_added(tmp_path: Path) -> None:
+    """c times the same loss of the means; the gradient reaches places before the last one; validation is of the last alone."""
+    module = RewardModule(LM, str(tmp_path / "r"), TASK, normalise="none", token_loss=0.5)
+    plain = RewardModule(LM, str(tmp_path / "p"), TASK, normalise="none")
+    data = PreferenceData(labels(tmp_path, "ranked", 8), LM, TASK, batch_size=8)
+    data.setup()
+    batch = PreferenceData.collate(data.items["train"])
+    found = []
+    for one in (module, plain):
+        one.configure_model()
+        one.log = lambda *_, **__: None  # type: ignore[method-assign]
+        one._trainer = SimpleNamespace(world_size=1, accumulate_grad_batches=1, barebones=False)  # type: ignore[assignment]
+        found.append(one.training_step(batch, 0))
+        assert torch.equal(one.scores(batch), one.scores_and_means(batch)[0])
+    scores, means = module.scores_and_means(batch)
+    assert found[0].item() == pytest.approx((labels_loss(scores, batch) + 0.5 * labels_loss(means, batch)).item())
+    assert found[1].item() == pytest.approx(labels_loss(scores, batch).item()) != found[0].item()
+    assert torch.equal(means == -math.inf, scores == -math.inf)
 
 
 # ---------------------------------------------------------------------------------------------------------------- checks

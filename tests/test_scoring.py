@@ -16,6 +16,7 @@ from eval.reward_model import judge_reward
 from lightning_rlhf.cli import main
 from lightning_rlhf.data import DataError, read_comparisons
 from lightning_rlhf.files import write_jsonl
+from lightning_rlhf.models import load_tokenizer
 from lightning_rlhf.ppo import PPOModule
 from lightning_rlhf.records import Comparison
 from lightning_rlhf.reward import best_of_n_loss
@@ -32,6 +33,7 @@ from lightning_rlhf.scoring import (
     is_learned,
     load_callable,
     load_reward,
+    weighted_sum,
 )
 from lightning_rlhf.tasks import UsageError
 from lightning_rlhf.tokens import encode, encode_continuation
@@ -287,6 +289,50 @@ def test_guard_takes_rankings(tmp_path: Path) -> None:
         guard(lambda **given: [-x for x in by_text(**given)], str(file))
 
 
+def test_guard_gives_a_reward_its_columns_and_texts(tmp_path: Path) -> None:
+    """Fields of a comparison are columns, None where it has none; token ids are decoded for a sum that reads texts."""
+    file = tmp_path / "labels.jsonl"
+    rows = [{"prompt": "p", "responses": ["3", "2"], "best": 0} | ({"topic": 1} if i else {}) for i in range(20)]
+    file.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+    seen: list[Any] = []
+
+    def topical(prompts: list[str], completions: list[str], topic: list[Any]) -> list[float]:
+        seen.extend(topic)
+        return [float(c) for c in completions]
+
+    assert guard(weighted_sum([0.5, 1.0], [topical, by_text]), str(file))["accuracy"] == 1.0
+    assert seen == [None] * 2 + [1] * 38
+    without = Comparison("p", ["3", "2"], best=0)
+    with pytest.raises(UsageError, match="topical: missing a required argument: 'topic'; the columns that there are: reference"):
+        comparison_accuracy(topical, [without])
+    tokenizer = load_tokenizer("stories260k")
+    ids = [encode(tokenizer, "p"), [encode_continuation(tokenizer, t) for t in (" 3", " 2")]]
+    rows = [{"prompt": ids[0], "responses": ids[1], "best": 0}] * 20
+    file.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+    assert guard(weighted_sum([0.5], [by_text]), str(file), tokenizer)["accuracy"] == 1.0
+    with pytest.raises(UsageError, match="give the tokenizer"):
+        guard(by_text, str(file))
+
+
+def test_a_file_of_code_is_a_module_that_runs_once(tmp_path: Path) -> None:
+    """Dataclasses look their module up; what a file loads at its top is loaded once."""
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\nfrom pathlib import Path\n\n"
+        f"Path({str(tmp_path / 'ran')!r}).open('a').write('.')\n\n\n@dataclass\nclass A:\n    x: int = 1\n\n\n"
+        "def f(prompts, completions):\n    return [A().x] * len(prompts)\n"
+    )
+    assert load_callable(f"{file}:f") is load_callable(f"{file}:f")
+    assert load_callable(f"{file}:f")(prompts=["a"], completions=["b"]) == [1]
+    assert (tmp_path / "ran").read_text() == "."
+    twin = tmp_path / "twin" / "mine.py"
+    twin.parent.mkdir()
+    twin.write_text(file.read_text())
+    assert load_callable(f"{twin}:f").__globals__["__file__"] == str(twin)  # beside which it may read
+    file.write_text("def f(prompts, completions):\n    return [2.0] * len(prompts)\n")
+    assert load_callable(f"{file}:f")(prompts=["a"], completions=["b"]) == [2.0]
+
+
 def test_wilson_interval_by_hand() -> None:
     """p = 8 / 10, z = 1.959964: centre (p + z²/2n) / (1 + z²/n), half z √(p(1 − p)/n + z²/4n²) / (1 + z²/n)."""
     z2 = 1.959964**2
@@ -318,7 +364,7 @@ def test_guard_needs_a_judgement(tmp_path: Path) -> None:
 
 def test_guard_problems() -> None:
     good = {"prompt": "p", "better": "b", "worse": "w"}
-    assert guard_problems(None, [good]) == []
+    assert guard_problems(None, [good, {**good, "topic": 1}]) == []
     assert guard_problems(None, [good, {"prompt": "p", "better": "b"}]) == [
         "model.guard_pairs[1]: found ['better', 'prompt'], expected ['better', 'prompt', 'worse']"
     ]
@@ -336,6 +382,7 @@ def test_guard_problems() -> None:
         (None, "returned NoneType for 2 completions"),
         ([1.0, float("nan")], "returned nan, expected a finite float"),
         ([float("-inf"), 1.0], "returned -inf, expected a finite float"),
+        ([1.0, 10**400], "returned 10+ among its values, expected floats"),
         ([1.0, None], "returned None among its values, expected floats"),
         ([1.0, "high"], "returned 'high' among its values, expected floats"),
     ],

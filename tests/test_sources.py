@@ -25,11 +25,13 @@ CASES: dict[str, tuple[dict[str, Any], Source]] = {
         {"content": " Body. ", "summary": "s", "subreddit": "cats", "author": "a", "body": "Body. TL;DR s"},
         Source("Body.", "t.jsonl:1", "s", {"subreddit": "cats", "post": "Body."}),
     ),
+    "webis without a summary": ({"content": "Body.", "summary": None}, Source("Body.", "t.jsonl:1", None, {"post": "Body."})),
     "cnndm": (
         {"article": "(CNN)It rained.\n\n\nA lot.", "highlights": "Rain .\nMore rain .", "id": "x"},
         Source("It rained.\n\nA lot.", "x", "Rain .\nMore rain ."),
     ),
     "prompt": ({"prompt": "Q", "reference": "A"}, Source("Q", "t.jsonl:1", "A")),
+    "prompt with an empty reference": ({"prompt": "Q", "reference": ""}, Source("Q", "t.jsonl:1")),
     "text": ({"text": "Once. ", "source": "book"}, Source("Once. ", "book")),
     "text of no known source": ({"text": "Once.", "source": None, "id": None}, Source("Once.", "t.jsonl:1")),
 }
@@ -140,3 +142,5 @@ def test_problems_come_before_reading(tmp_path: Path) -> None:
         next(texts_of(str(tmp_path)))
     (tmp_path / "empty").mkdir()
     assert "found no .txt file in the folder" in source_problems(str(tmp_path / "empty"))[0]
+    write(tmp_path / "above/deeper/a.txt", "x")
+    assert "deeper/a.txt stands deeper: " in source_problems(str(tmp_path / "above"))[0]

@@ -33,7 +33,8 @@ def test_normalised() -> None:
         assert normalised(one) != normalised(other)
     post = "SUBREDDIT: r/{}\n\nTITLE: t\n\nPOST: {}\n\nTL;DR:"
     assert normalised(post.format("a", "p")) == normalised(post.format("b", "p")) != normalised(post.format("a", "q"))
-    assert normalised("?!") == "?!" != normalised("!")  # no word at all: as it is
+    assert normalised("?!") == "?!" != normalised("!")  # no word at all: as it is, but for spaces
+    assert normalised("?! 🙂  🙂") == normalised(" ?! 🙂 🙂")
     assert normalised([1, 23]) != normalised([12, 3])
     hello, other = ([{"role": role, "content": "Hello!"}] for role in ("user", "system"))
     assert normalised(hello) == normalised([{"role": "user", "content": "hello"}]) != normalised(other)
@@ -69,6 +70,35 @@ def test_near_duplicates_go_together() -> None:
     found = split_records(doubled, held_out=0.3)
     assert not queries(found.train) & queries(found.held_out)
     assert len(found.train) + len(found.held_out) == 800
+
+
+def implicit(file: Path, *sides: tuple[str, str]) -> list[Comparison]:
+    file.write_text("".join(json.dumps({"chosen": a, "rejected": b}) + "\n" for a, b in sides), encoding="utf-8")
+    return list(read_comparisons(file, "pair_implicit"))
+
+
+@pytest.mark.parametrize(
+    ("question", "shared", "other"),
+    [("Please tell me what number {} means in words.", " It is", " Well, perhaps"), ("数字{}是什么意思", "这是", "也许")],
+)
+def test_words_that_answers_share_part_no_question(tmp_path: Path, question: str, shared: str, other: str) -> None:
+    asked = [question.format(i) for i in range(300)]
+    sides = [(f"{q}{shared} good a", f"{q}{shared} bad b") for q in asked] + [(f"{q} x", f"{q}{other} y") for q in asked]
+    found = implicit(tmp_path / "a.jsonl", *sides)
+    assert {str(c.prompt) for c in found} > set(asked)
+    parts = split_records(found, held_out=0.2)
+    of = lambda rows: {next(i for i, q in enumerate(asked) if str(c.prompt).startswith(q)) for c in rows}  # noqa: E731
+    assert not of(parts.train) & of(parts.held_out) and 30 < len(of(parts.held_out)) < 90
+    again = split_records(random.Random(0).sample(found, len(found)), held_out=0.2)
+    assert of(again.held_out) == of(parts.held_out)
+    assert not of(split_records(found, first=100).held_out) & set(range(100))
+
+
+def test_what_all_questions_begin_with_joins_none(tmp_path: Path) -> None:
+    sides = [(f"User: q {i}?\nBot: yes", f"User: q {i}?\nBot: no") for i in range(200)]
+    found = implicit(tmp_path / "a.jsonl", *sides, ("User: one thing", "User: another"))
+    assert str(found[-1].prompt) == "User:"  # of two dialogues that differ from the start
+    assert 10 < len(split_records(found, held_out=0.2).held_out) < 70
 
 
 def test_first_so_many_train_and_leaks_are_moved() -> None:

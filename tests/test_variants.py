@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -480,6 +481,51 @@ def test_too_many_of_them_stop_the_run(tmp_path: Path) -> None:
     assert not (tmp_path / "policy").exists()
 
 
+def test_a_log_prob_that_is_not_finite_is_skipped_too(tmp_path: Path) -> None:
+    """β stays as it was, and what later iterations are compared with is the first that can be."""
+
+    def before(module: PPOModule) -> None:
+        plain = module.rollout
+
+        def rollout(batch: PromptBatch, seed: int | None = None) -> Rollout:
+            found = plain(batch, seed)
+            return found if module.updates else replace(found, logprobs=found.logprobs * torch.tensor([[math.nan]] + [[1.0]] * 7))
+
+        module.rollout = rollout  # type: ignore[method-assign]
+
+    module, rows = run(tmp_path, before, iterations=3, kl_coef=0.15)
+    assert [r["ppo/skipped"] for r in rows] == [2, 0, 0]
+    assert [r["objective/kl_coef"] for r in rows][:2] == pytest.approx([0.15, 0.15])
+    start = module.alarms.start
+    assert start and start["entropy"] == pytest.approx(rows[1]["objective/entropy"] / rows[1]["objective/length"], rel=0.5)
+
+
+def test_every_batch_has_every_column(tmp_path: Path) -> None:
+    """A column of one prompt alone, of training or validation, is None elsewhere; validation's samples have ids of their own."""
+    (tmp_path / "sparse.py").write_text(
+        "def score(prompts, completions, topic, kind):\n    return [bool(t) + 2.0 * bool(k) for t, k in zip(topic, kind)]\n"
+    )
+    module, data = made(tmp_path, reward=f"{tmp_path / 'sparse.py'}:score", batch_size=4, iterations=4, val=4)
+    for name, more in (("prompts", {"topic": 1}), ("val", {"kind": 2, "id": "first"})):
+        rows = [{"prompt": p, **(more if i == 0 else {})} for i, p in enumerate(PROMPTS[:8])]
+        lines(tmp_path / f"{name}.jsonl", rows)
+    assert module.check(data, trainer_of(), False) == []
+    trainer_of(every=2).fit(module, data)
+    assert [r["id"] for r in table(tmp_path, 0)] == ["first", *map(str, range(1, 8))]
+
+
+def test_the_learning_rate_is_of_the_whole_run(tmp_path: Path) -> None:
+    """lr (1 − u / updates) with the updates of data.total_episodes, although the Trainer stops before."""
+    module, data = made(tmp_path, iterations=10)
+    rows, trainer = Rows(), trainer_of()
+    trainer = L.Trainer(
+        max_epochs=1, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, limit_train_batches=2, callbacks=[rows],
+    )  # fmt: skip
+    trainer.fit(module, data)
+    assert [r["ppo/lr"] for r in rows.rows] == pytest.approx([1e-3, 9e-4])
+
+
 def test_rewards_add_up(tmp_path: Path) -> None:
     spy = Spy()
     parts = [WeightedReward(f"{tmp_path / 'rewards.py'}:{name}", weight) for name, weight in (("length", 2.0), ("topic", -0.5))]
@@ -538,7 +584,7 @@ def test_validation(tmp_path: Path) -> None:
     assert all(r["kl"] == 0 for r in first) and any(r["kl"] != 0 for r in last)
     logged = {k: float(v) for k, v in module.trainer.callback_metrics.items()}
     scores = [[r["score"] for r in t] for t in (first, last)]
-    assert module.first_scores == scores[0]
+    assert [a.score for a in module.first or []] == scores[0]
     assert logged["val/score"] == pytest.approx(sum(scores[1]) / 6)
     assert logged["val/kl"] == pytest.approx(sum(r["kl"] for r in last) / 6)
     assert logged["val/beats_first"] == pytest.approx(sum((b > a) + 0.5 * (a == b) for a, b in zip(*scores, strict=True)) / 6)
@@ -567,6 +613,51 @@ def test_a_validation_is_logged_once(tmp_path: Path) -> None:
     assert [row["step"] for row in rows if row["val/kl"]] == ["0", "1", "3"]
     assert [float(row["val/kl"]) == 0 for row in rows if row["val/kl"]] == [True, False, False]
     assert [row["step"] for row in rows if row["objective/kl"]] == ["0", "1", "2", "3"]
+
+
+class Spread(Metric):
+    """A value for each response, or several values at once."""
+
+    def __init__(self, several: bool) -> None:
+        super().__init__()
+        self.several, self.values = several, [1.0, 2.0]
+
+    def update(self, preds: list[str], target: list[str]) -> None:
+        pass
+
+    def compute(self) -> Any:
+        return (torch.tensor(5.0), torch.tensor(self.values)) if self.several else torch.tensor(self.values)
+
+
+def test_metrics_of_one_class_and_of_several_values(tmp_path: Path) -> None:
+    module, _ = run(tmp_path, iterations=1, val=2, metrics=[Spread(False), Spread(True), Spread(False)])
+    figures = {k: v for k, v in module.figures.items() if "Spread" in k}
+    assert figures == {"val/Spread": 1.5, "val/Spread_1": 5.0, "val/Spread_2": 1.5}
+
+
+def test_scores_of_another_reward_are_not_compared_with(tmp_path: Path) -> None:
+    """A resume with another reward scores iteration 0's answers by it; over-optimisation begins anew."""
+    options: dict[str, Any] = dict(iterations=4, val=5, held_out_reward=f"{tmp_path / 'run/rewards.py'}:minus")
+    first, data = made(tmp_path / "run", **options)
+
+    class Stop(L.Callback):
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            if batch_idx == 2:
+                raise KeyboardInterrupt
+
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        trainer_of(StageCheckpoint(str(tmp_path / "last.ckpt"), every=1), Stop(), every=2).fit(first, data)
+    best = first.alarms.best
+    reward = tmp_path / "run/plus.py"
+    reward.write_text("from rewards import length\n\n\ndef plus(**given):\n    return [x + 10 for x in length(**given)]\n")
+    sys.path.insert(0, str(tmp_path / "run"))
+    resumed, data = made(tmp_path / "run", **options, reward=f"{reward}:plus")
+    resumed.options = {**first.options, "model.reward": "another"}
+    resumed.allowed_changes = frozenset({"model.reward"})
+    trainer_of(every=2).fit(resumed, data, ckpt_path=str(tmp_path / "last.ckpt"), weights_only=True)
+    for then, now in zip(first.first or [], resumed.first or [], strict=True):
+        assert now.score == pytest.approx(then.score + 10 if then.stopped else then.score)
+    assert resumed.alarms.best and best and max(resumed.alarms.best[0]) > max(best[0]) + 5
 
 
 def test_validation_leaves_training_alone(tmp_path: Path) -> None:
@@ -662,6 +753,9 @@ def test_over_optimisation_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ({"gamma": -0.1}, "model.gamma: found -0.1, expected 0 to 1"),
         ({"vf_coef": -1.0}, "model.vf_coef: found -1.0, expected at least 0"),
         ({"kl_tolerance": -1.0}, "model.kl_tolerance: found -1.0, expected at least 0"),
+        ({"vf_coef": math.inf}, "model.vf_coef: found inf, expected at least 0"),
+        ({"mode": "eos", "missing_eos_penalty": math.nan}, "model.missing_eos_penalty: found nan, expected a finite number"),
+        ({"reward": [WeightedReward("known:sentiment", math.nan)]}, "model.reward: found a weight of nan for known:sentiment"),
         ({"kl_horizon": 1.5}, "model.kl_horizon: found 1.5 with data.batch_size 8"),
         ({"reward": [WeightedReward("known:sentiment"), WeightedReward("known:taste")]}, "no such known reward"),
     ],

@@ -80,7 +80,8 @@ def add_lora(model: Any, lora: LoRA, seed: int) -> None:
     from transformers.pytorch_utils import Conv1D
 
     gpt2 = any(isinstance(module, Conv1D) for module in model.modules())  # weights are (in, out)
-    target = lora.target_modules if lora.top_blocks is None else _in_top_blocks(model, lora, (nn.Linear, Conv1D))
+    linear = (nn.Linear, Conv1D)
+    target = lora.target_modules if lora.top_blocks is None else _in_top_blocks(model, lora, linear)
     config = LoraConfig(
         r=lora.r, lora_alpha=lora.alpha, target_modules=target, lora_dropout=0.0, fan_in_fan_out=gpt2,  # type: ignore[arg-type]
     )  # fmt: skip
@@ -90,21 +91,26 @@ def add_lora(model: Any, lora: LoRA, seed: int) -> None:
             inject_adapter_in_model(config, model)
         except ValueError as error:
             raise UsageError(f"model.lora.target_modules: {error}") from None
-    names = [name for name, _ in lora_layers(model)]
+    layers = lora_layers(model)
+    names = [name for name, _ in layers]
     embeddings = (model.get_input_embeddings(), model.get_output_embeddings())
-    wrong = [f"the embedding {name!r}" for name, layer in lora_layers(model) if layer in embeddings]
-    plain = (nn.Linear, Conv1D)
-    wrong += [f"{name!r}, no linear layer" for name, layer in lora_layers(model) if not isinstance(layer.get_base_layer(), plain)]
+    wrong = [f"the embedding {name!r}" for name, layer in layers if layer in embeddings]
+    wrong += [f"{name!r}, no linear layer" for name, layer in layers if not isinstance(layer.get_base_layer(), linear)]
     if wrong or not names:
         found = wrong[0] if wrong else "no layer of that name"
         expected = "expected linear layers between the embeddings"
         raise UsageError(f"model.lora.target_modules: {lora.target_modules} is {found}, {expected}")
     each = [] if isinstance(lora.target_modules, str) else lora.target_modules or []
-    if missing := [t for t in each if not any(f".{name}".endswith(f".{t}") for name in names)]:
+    if missing := [t for t in each if not any(_is_called(name, t) for name in names)]:
         raise UsageError(f"model.lora.target_modules: found {missing}, which no layer is called, among {list(each)}")
     for name, p in model.named_parameters():
         p.requires_grad_(".lora_" in name)
     model.eval()  # modules that are new start in training mode
+
+
+def _is_called(name: str, asked: str) -> bool:
+    """Whether a layer has that name, or one that ends so (`q_proj`)."""
+    return f".{name}".endswith(f".{asked}")
 
 
 def _in_top_blocks(model: Any, lora: LoRA, kinds: tuple[type, ...]) -> list[str]:
@@ -115,7 +121,7 @@ def _in_top_blocks(model: Any, lora: LoRA, kinds: tuple[type, ...]) -> list[str]
     within = {module for block in blocks[-most:] for module in block.modules()}
     names = [name for name, module in model.named_modules() if module in within and isinstance(module, kinds)]
     if isinstance(asked, list):
-        return [name for name in names if any(f".{name}".endswith(f".{one}") for one in asked)]
+        return [name for name in names if any(_is_called(name, one) for one in asked)]
     return names if asked == "all-linear" else [name for name in names if re.fullmatch(str(asked), name)]
 
 

@@ -105,6 +105,20 @@ def rows(folder: Path, version: int) -> list[dict[str, str]]:
         return [{k: v for k, v in row.items() if k not in CLOCKS} for row in csv.DictReader(handle)]
 
 
+def started(folder: Path, commands: dict[str, list[str]]) -> dict[str, subprocess.Popen[str]]:
+    """Processes of their own, by name, which find what stands in a folder; with as many threads as this one: their number decides
+    the order of sums."""
+    path = f"{folder}:{os.environ.get('PYTHONPATH', '')}"
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    return {
+        name: subprocess.Popen(
+            [sys.executable, "-m", "lightning_rlhf", *words],
+            env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )
+        for name, words in commands.items()
+    }  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def runs(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory, command: Callable[..., list[str]]) -> Runs:
     """Each stage uninterrupted (in process), and killed (processes of their own), then resumed."""
@@ -128,16 +142,8 @@ def runs(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory, command: Call
             more += ["-c", str(here / f"overlay{i}.yaml")]
         return command(stage, tiny_run, *FLAGS[stage], *more, *flags)
 
-    # the same number of threads in each process: it decides the order of sums
-    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": str(torch.get_num_threads())}
     whole, killed = root / "whole", root / "killed"
-    processes = {
-        stage: subprocess.Popen(
-            [sys.executable, "-m", "lightning_rlhf", *arguments(stage, killed, kill=True)],
-            env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        )
-        for stage in KILL_AT
-    }  # fmt: skip
+    processes = started(root, {stage: arguments(stage, killed, kill=True) for stage in KILL_AT})
     for stage in KILL_AT:
         main(arguments(stage, whole))
     for stage, process in processes.items():
@@ -230,15 +236,7 @@ def test_killed_in_each_phase(tiny_run: Path, tmp_path: Path, command: Callable[
         (here / "overlay.yaml").write_text(yaml.safe_dump(overlay), encoding="utf-8")
         return command("ppo", tiny_run, *FLAGS["ppo"], "-c", str(here / "overlay.yaml"), *flags)
 
-    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}",
-                   "OMP_NUM_THREADS": str(torch.get_num_threads())}  # fmt: skip
-    processes = {
-        name: subprocess.Popen(
-            [sys.executable, "-m", "lightning_rlhf", *arguments(name)],
-            env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        )
-        for name in PHASES
-    }  # fmt: skip
+    processes = started(tmp_path, {name: arguments(name) for name in PHASES})
     main(arguments("whole"))
     expected = load_file(tmp_path / "whole/export/model.safetensors")
     tables = {f.name: f.read_bytes() for f in (tmp_path / "whole/export.samples").iterdir()}
@@ -288,15 +286,7 @@ def test_a_validation_that_a_kill_kept_from_running_is_made_up(
         found = [row for row in rows(tmp_path / name, version) if row["val/loss"]]
         return [{k: v for k, v in row.items() if v and k != "epoch"} for row in found]  # a full epoch is over in a resume
 
-    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}",
-                   "OMP_NUM_THREADS": str(torch.get_num_threads())}  # fmt: skip
-    processes = {
-        name: subprocess.Popen(
-            [sys.executable, "-m", "lightning_rlhf", *arguments(name)],
-            env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        )
-        for name in VALIDATIONS
-    }  # fmt: skip
+    processes = started(tmp_path, {name: arguments(name) for name in VALIDATIONS})
     main(arguments("whole"))
     expected, figures = of_validations("whole", 0), run_figures(tmp_path / "whole/export")
     assert len(expected) == len(VALIDATIONS)
